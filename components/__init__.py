@@ -1,0 +1,1 @@
+"""KFP interfaces of slmops' steps: signatures only, the work is in `slmops`."""

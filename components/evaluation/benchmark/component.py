@@ -1,0 +1,46 @@
+"""KFP interface of benchmark."""
+
+from kfp import dsl
+from kfp.dsl import Artifact, Dataset, Input, Metrics, Output
+from slmops_components import images
+from slmops_components.documented import documented
+
+from slmops.benchmark.config import BenchmarkConfig
+
+
+@dsl.component(base_image=images.OPTIMIZE, install_kfp_package=False)
+@documented(BenchmarkConfig)
+def benchmark(
+    model: Input[Artifact],
+    prompts: Input[Dataset],
+    benchmark: Output[Artifact],
+    metrics: Output[Metrics],
+    variant: str = "full_precision",
+    num_requests: int = 30,
+    num_warmup: int = 3,
+    max_new_tokens: int = 256,
+    num_threads: int = 2,
+    dtype: str = "float32",
+) -> None:
+    """Measure a model's latency, speed, memory and size.
+
+    Args:
+        model: A Hugging Face directory, or the output of quantize.
+        prompts: Chat records whose prompts are sent.
+        benchmark: The figures, with the machine they were measured on.
+        metrics: The same figures for the dashboard.
+    """
+    from pathlib import Path
+
+    from slmops.benchmark import config, run
+    from slmops.step import step
+
+    with step("benchmark"):
+        sidecar = run.run(
+            config.BenchmarkConfig.pick(locals()),
+            model=Path(model.path),
+            prompts=Path(prompts.path),
+            benchmark=Path(benchmark.path),
+        )
+        benchmark.metadata.update(sidecar.metadata())
+        metrics.metadata.update(sidecar.metrics())

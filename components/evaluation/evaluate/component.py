@@ -1,0 +1,46 @@
+"""KFP interface of evaluate."""
+
+from kfp import dsl
+from kfp.dsl import Artifact, Dataset, Input, Metrics, Output
+from slmops_components import images
+from slmops_components.documented import documented
+
+from slmops.evaluate.config import EvaluateConfig
+
+
+@dsl.component(base_image=images.OPTIMIZE, install_kfp_package=False)
+@documented(EvaluateConfig)
+def evaluate(
+    model: Input[Artifact],
+    test: Input[Dataset],
+    evaluation: Output[Artifact],
+    metrics: Output[Metrics],
+    variant: str = "full_precision",
+    match: str = "exact",
+    max_rows: int = 1_000_000,
+    max_new_tokens: int = 256,
+    batch_size: int = 32,
+    dtype: str = "float32",
+) -> None:
+    """Measure what a model answers on held-out rows.
+
+    Args:
+        model: A Hugging Face directory, or the output of quantize.
+        test: Chat records that the model was not trained on.
+        evaluation: Accuracy, perplexity and every prediction.
+        metrics: The same figures for the dashboard.
+    """
+    from pathlib import Path
+
+    from slmops.evaluate import config, run
+    from slmops.step import step
+
+    with step("evaluate"):
+        sidecar = run.run(
+            config.EvaluateConfig.pick(locals()),
+            model=Path(model.path),
+            test=Path(test.path),
+            evaluation=Path(evaluation.path),
+        )
+        evaluation.metadata.update(sidecar.metadata())
+        metrics.metadata.update(sidecar.metrics())

@@ -1,0 +1,62 @@
+"""KFP interface of distill."""
+
+from kfp import dsl
+from kfp.dsl import Dataset, Input, Metrics, Model, Output
+from slmops_components import images
+from slmops_components.documented import documented
+
+from slmops.distill.config import DistillConfig
+
+
+@dsl.component(base_image=images.TRAIN, install_kfp_package=False)
+@documented(DistillConfig)
+def distill(
+    responses: Input[Dataset],
+    validation: Input[Dataset],
+    teacher: Input[Model],
+    student: Input[Model],
+    model: Output[Model],
+    metrics: Output[Metrics],
+    num_epochs: float = 1.0,
+    learning_rate: float = 0.0002,
+    warmup_fraction: float = 0.05,
+    weight_decay: float = 0.0,
+    max_grad_norm: float = 1.0,
+    batch_size: int = 16,
+    micro_batch_size: int = 16,
+    max_length: int = 512,
+    checkpoint_interval_s: float = 30.0,
+    dtype: str = "auto",
+    seed: int = 0,
+    objective: str = "logits",
+    teacher_logits: str = "cached",
+    temperature: float = 1.0,
+    hard_label_weight: float = 0.0,
+    keep_layers: list[int] = [],  # noqa: B006
+) -> None:
+    """Train a student on a teacher's responses.
+
+    Args:
+        responses: The teacher's answers from generate_responses.
+        validation: Chat records to measure the loss on.
+        teacher: The model that gave the responses.
+        student: The model to start from, a Hugging Face directory.
+        model: The trained student.
+        metrics: Steps, tokens and speed of the training.
+    """
+    from pathlib import Path
+
+    from slmops.distill import config, run
+    from slmops.step import step
+
+    with step("distill"):
+        sidecar = run.run(
+            config.DistillConfig.pick(locals()),
+            responses=Path(responses.path),
+            validation=Path(validation.path),
+            teacher=Path(teacher.path),
+            student=Path(student.path),
+            model=Path(model.path),
+        )
+        model.metadata.update(sidecar.metadata())
+        metrics.metadata.update(sidecar.metrics())

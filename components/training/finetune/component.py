@@ -1,0 +1,58 @@
+"""KFP interface of finetune."""
+
+from kfp import dsl
+from kfp.dsl import Dataset, Input, Metrics, Model, Output
+from slmops_components import images
+from slmops_components.documented import documented
+
+from slmops.finetune.config import FinetuneConfig
+
+
+@dsl.component(base_image=images.TRAIN, install_kfp_package=False)
+@documented(FinetuneConfig)
+def finetune(
+    train: Input[Dataset],
+    validation: Input[Dataset],
+    base: Input[Model],
+    model: Output[Model],
+    metrics: Output[Metrics],
+    num_epochs: float = 1.0,
+    learning_rate: float = 0.0002,
+    warmup_fraction: float = 0.05,
+    weight_decay: float = 0.0,
+    max_grad_norm: float = 1.0,
+    batch_size: int = 16,
+    micro_batch_size: int = 16,
+    max_length: int = 512,
+    checkpoint_interval_s: float = 30.0,
+    dtype: str = "auto",
+    seed: int = 0,
+    method: str = "lora",
+    lora_rank: int = 16,
+    lora_alpha: float = 32.0,
+    lora_dropout: float = 0.0,
+) -> None:
+    """Fine-tune a model on chat records.
+
+    Args:
+        train: Chat records to train on.
+        validation: Chat records to measure the loss on.
+        base: The model to start from, a Hugging Face directory.
+        model: The fine-tuned model, adapters merged.
+        metrics: Steps, tokens and speed of the training.
+    """
+    from pathlib import Path
+
+    from slmops.finetune import config, run
+    from slmops.step import step
+
+    with step("finetune"):
+        sidecar = run.run(
+            config.FinetuneConfig.pick(locals()),
+            train=Path(train.path),
+            validation=Path(validation.path),
+            base=Path(base.path),
+            model=Path(model.path),
+        )
+        model.metadata.update(sidecar.metadata())
+        metrics.metadata.update(sidecar.metrics())

@@ -1,0 +1,1 @@
+"""Pipelines of slmops: wiring only, in lifecycle order."""

@@ -1,0 +1,78 @@
+"""Recipes of distill_to_edge: each function here that returns a Recipe is one, by its name."""
+
+from typing import Self
+
+from pydantic import model_validator
+from slmops_pipelines.recipes.sections import EdgeRecipe
+
+from slmops.distill.config import DistillConfig
+from slmops.generate_responses.config import GenerateResponsesConfig
+
+
+class Recipe(EdgeRecipe):
+    """A fine-tuned teacher, and a student that starts from some of its layers."""
+
+    generate_responses: GenerateResponsesConfig = GenerateResponsesConfig(logits_top_k=64)
+    """What the teacher leaves for the student."""
+    distill: DistillConfig = DistillConfig()
+    """How the student learns; keep_layers are layers of the teacher."""
+
+    @model_validator(mode="after")
+    def _logits_fit(self) -> Self:
+        if self.distill.objective == "logits" and self.distill.teacher_logits == "cached":
+            kept = self.generate_responses
+            if kept.logits_top_k == 0:
+                raise ValueError(
+                    "distill.teacher_logits=cached needs generate_responses.logits_top_k of 1 or more, got 0"
+                )
+            if kept.logits_temperature != self.distill.temperature:
+                raise ValueError(
+                    "distill.temperature must equal generate_responses.logits_temperature "
+                    f"{kept.logits_temperature:g}, at which the logits are cached, got {self.distill.temperature:g}"
+                )
+        return self
+
+
+def default() -> Recipe:
+    """For a base model of a few hundred million parameters and a GPU; keeps all layers."""
+    return Recipe()
+
+
+def demo() -> Recipe:
+    """For SmolLM2-135M and short commands on two CPU cores: 6 of its 30 layers."""
+    return default().changed(
+        {
+            "prepare_data": {"split_by": "column"},
+            "finetune": {"learning_rate": 1e-3, "max_length": 128},
+            "generate_responses": {"max_new_tokens": 48},
+            "distill": {
+                "num_epochs": 3,
+                "learning_rate": 1e-3,
+                "max_length": 128,
+                "keep_layers": [0, 6, 12, 18, 24, 29],
+            },
+            "evaluate": {"match": "json", "max_rows": 300, "max_new_tokens": 48},
+            "benchmark": {"max_new_tokens": 48},
+        }
+    )
+
+
+def smoke() -> Recipe:
+    """Minutes to seconds: a tiny random model proves the plumbing and nothing else, so the gate asks for nothing."""
+    return default().changed(
+        {
+            "prepare_data": {"test_fraction": 0.2, "validation_fraction": 0.2},
+            "finetune": {"num_epochs": 0.5, "batch_size": 4, "micro_batch_size": 4, "max_length": 128},
+            "generate_responses": {"max_rows": 16, "max_new_tokens": 8, "logits_top_k": 8},
+            "distill": {"batch_size": 4, "micro_batch_size": 4, "max_length": 128, "keep_layers": [0]},
+            "evaluate": {"max_rows": 8, "max_new_tokens": 8},
+            "benchmark": {"num_requests": 2, "num_warmup": 1, "max_new_tokens": 8},
+            "gate": {
+                "min_accuracy_kept": 0.0,
+                "min_latency_saved": -100.0,
+                "min_memory_saved": -100.0,
+                "min_size_saved": -100.0,
+                "min_rows": 1,
+            },
+        }
+    )

@@ -1,0 +1,68 @@
+"""Which variants this machine can run."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass
+from importlib import metadata
+
+from slmops.release.format import Requirements
+
+_ARCHITECTURES = {"amd64": "x86_64", "arm64": "aarch64"}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a variant's requirements are held against."""
+
+    architecture: str
+    runtime_version: str | None
+    """Of onnxruntime-genai; None if it is not installed."""
+    ram_bytes: int
+    """What processes may use: physical memory, or less where a container has a limit."""
+
+    def unmet(self, requirements: Requirements) -> list[str]:
+        """Why this machine cannot run a variant; empty if it can."""
+        reasons = []
+        if self.architecture not in requirements.architectures:
+            wanted = " or ".join(requirements.architectures)
+            reasons.append(f"needs {wanted}, this machine is {self.architecture}")
+        if self.runtime_version is None:
+            reasons.append(f"needs onnxruntime-genai {requirements.runtime_version}, none is installed")
+        elif _parts(self.runtime_version) < _parts(requirements.runtime_version):
+            reasons.append(f"needs onnxruntime-genai {requirements.runtime_version}, found {self.runtime_version}")
+        if self.ram_bytes < requirements.ram_bytes:
+            reasons.append(f"needs {requirements.ram_bytes:,} bytes of memory, found {self.ram_bytes:,}")
+        return reasons
+
+
+def this_machine() -> Machine:
+    name = platform.machine().lower()
+    try:
+        runtime_version = metadata.version("onnxruntime-genai")
+    except metadata.PackageNotFoundError:
+        runtime_version = None
+    ram_bytes = min(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), _cgroup_limit_bytes())
+    return Machine(_ARCHITECTURES.get(name, name), runtime_version, ram_bytes)
+
+
+def _cgroup_limit_bytes() -> int:
+    """The memory limit of the container that this process is in (cgroup v2), or a number above any machine's."""
+    try:
+        with open("/sys/fs/cgroup/memory.max") as file:
+            return int(file.read())
+    except (OSError, ValueError):
+        return 1 << 62
+
+
+def _parts(version: str) -> tuple[int, ...]:
+    """`0.18.1.dev3` → (0, 18, 1): the release's own numbers, which is all that requirements name."""
+    numbers = []
+    for part in version.split("."):
+        if not part.isdigit():
+            break
+        numbers.append(int(part))
+    while numbers and numbers[-1] == 0:  # 0.18 and 0.18.0 are one version
+        numbers.pop()
+    return tuple(numbers)

@@ -1,0 +1,26 @@
+"""Settings of evaluate."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from slmops.config import Config
+
+
+class EvaluateConfig(Config):
+    """What a model answers on held-out rows, and how well it predicts the reference answers."""
+
+    variant: str = Field(default="full_precision", pattern=r"^[a-z0-9_-]+$")
+    """`full_precision` for a Hugging Face directory, else the name of a quantized variant such as `cpu-int4`."""
+    match: Literal["exact", "json"] = "exact"
+    """When an answer is right: `exact`: same text but for outer white space; `json`: same JSON value."""
+    max_rows: int = Field(default=1_000_000, ge=1)
+    """Use at most this many rows: the first ones, in the dataset's (shuffled) order."""
+    max_new_tokens: int = Field(default=256, ge=1, le=32768)
+    """Longest answer in tokens."""
+    batch_size: int = Field(default=32, ge=1, le=4096)
+    """Prompts answered together, where the runtime batches."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "float32"
+    """Compute type of a Hugging Face directory; a quantized variant has its own."""

@@ -1,0 +1,149 @@
+"""evaluate: what a model answers on held-out rows, and how well it predicts the reference answers."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from slmops import artifacts
+from slmops.artifacts import Sidecar
+from slmops.evaluate.config import EvaluateConfig
+from slmops.inference.runtime import Runtime, open_runtime
+from slmops.progress import Progress, log
+from slmops.records import ChatRecord, read_records, write_jsonl
+from slmops.variants import find_model
+
+STEP = "evaluate"
+PREDICTIONS = "predictions.jsonl"
+
+Z_95 = 1.959963984540054
+"""Quantile of the normal distribution for a two-sided 95 % interval."""
+
+
+def run(config: EvaluateConfig, *, model: Path, test: Path, evaluation: Path) -> Sidecar:
+    """Answer the prompts of `test` with `model`, compare, and keep every answer.
+
+    Raises:
+        ArtifactError: an input is missing or half-written.
+        ModelError: the model cannot be loaded.
+    """
+    files = find_model(model, config.variant)
+    parents = [files.sidecar, artifacts.expect(test, "chat_dataset")]
+    with artifacts.writing(evaluation, kind="evaluation", step=STEP, config=config, parents=parents) as draft:
+        records = read_records(test)[: config.max_rows]
+        runtime = open_runtime(
+            files.directory,
+            quantized=files.quantized,
+            dtype=config.dtype,
+            num_threads=len(os.sched_getaffinity(0)),
+            batch_size=config.batch_size,
+        )
+        log.info("%d rows with %s", len(records), runtime.name)
+        answers = _answer(runtime, records, config)
+        losses = _losses(runtime, records, config)
+        predictions = compare(records, answers, MATCHES[config.match])
+        write_jsonl(draft.path / PREDICTIONS, predictions)
+        draft.facts |= summarize(predictions) | {
+            "variant": files.variant,
+            "model_digest": files.digest,
+            "size_bytes": files.size_bytes,
+            "perplexity": perplexity(losses),
+            "match": config.match,
+            "runtime": runtime.name,
+        }
+    log.info("accuracy %.3f on %d rows", draft.facts["accuracy"], len(records))
+    return draft.sidecar
+
+
+def _answer(runtime: Runtime, records: Sequence[ChatRecord], config: EvaluateConfig) -> list[str]:
+    """Answers in the order of `records`, asked in the order of their length, so that batches hold little padding."""
+    order = sorted(range(len(records)), key=lambda index: sum(len(turn["content"]) for turn in records[index].prompt))
+    answers: dict[int, str] = {}
+    with Progress(f"{STEP} answers", len(records)) as progress:
+        for start in range(0, len(order), config.batch_size):
+            indices = order[start : start + config.batch_size]
+            found = runtime.answer([records[index].prompt for index in indices], config.max_new_tokens)
+            answers |= dict(zip(indices, found, strict=True))
+            progress.advance(len(indices))
+    return [answers[index] for index in range(len(records))]
+
+
+def _losses(runtime: Runtime, records: Sequence[ChatRecord], config: EvaluateConfig) -> list[tuple[float, int]]:
+    losses: list[tuple[float, int]] = []
+    with Progress(f"{STEP} perplexity", len(records)) as progress:
+        for start in range(0, len(records), config.batch_size):
+            losses += runtime.answer_losses(records[start : start + config.batch_size])
+            progress.advance(min(config.batch_size, len(records) - start))
+    return losses
+
+
+def compare(
+    records: Sequence[ChatRecord], answers: Sequence[str], matches: Callable[[str, str], bool]
+) -> list[dict[str, Any]]:
+    """One prediction per record, in the form in which predictions are kept."""
+    return [
+        {
+            "id": record.id,
+            "prompt": record.prompt,
+            "reference": record.completion,
+            "prediction": answer,
+            "correct": matches(answer, record.completion),
+            "exact": same_text(answer, record.completion),
+            "stratum": record.stratum,
+        }
+        for record, answer in zip(records, answers, strict=True)
+    ]
+
+
+def summarize(predictions: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Counts and rates of predictions, all and by stratum."""
+    num_rows = len(predictions)
+    num_correct = sum(row["correct"] for row in predictions)
+    low, high = wilson_interval(num_correct, num_rows)
+    strata: dict[str, list[int]] = {}
+    for row in predictions:
+        counts = strata.setdefault(row["stratum"], [0, 0])
+        counts[0] += row["correct"]
+        counts[1] += 1
+    return {
+        "num_rows": num_rows,
+        "num_correct": num_correct,
+        "accuracy": num_correct / num_rows,
+        "accuracy_low": low,
+        "accuracy_high": high,
+        "exact_match": sum(row["exact"] for row in predictions) / num_rows,
+        "by_stratum": dict(sorted(strata.items())),
+    }
+
+
+def wilson_interval(num_correct: int, num_rows: int) -> tuple[float, float]:
+    """95 % score interval of a share (Wilson 1927, doi:10.1080/01621459.1927.10502953)."""
+    share = num_correct / num_rows
+    spread = Z_95**2 / num_rows
+    centre = (share + spread / 2) / (1 + spread)
+    half = Z_95 / (1 + spread) * math.sqrt(share * (1 - share) / num_rows + spread / (4 * num_rows))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def perplexity(losses: Sequence[tuple[float, int]]) -> float:
+    """exp of the mean negative log-likelihood per token, from (sum in nats, tokens) per row."""
+    return math.exp(min(sum(loss for loss, _ in losses) / sum(tokens for _, tokens in losses), 700.0))
+
+
+def same_text(answer: str, reference: str) -> bool:
+    return answer.strip() == reference.strip()
+
+
+def same_json(answer: str, reference: str) -> bool:
+    """Whether both are JSON and mean the same; an answer that is no JSON is wrong, whatever else it says."""
+    try:
+        return bool(json.loads(answer) == json.loads(reference))
+    except ValueError:
+        return False
+
+
+MATCHES: dict[str, Callable[[str, str], bool]] = {"exact": same_text, "json": same_json}

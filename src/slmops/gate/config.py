@@ -1,0 +1,24 @@
+"""Settings of gate."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from slmops.config import Config
+
+
+class GateConfig(Config):
+    """Thresholds for the candidate. All must hold for `pass`."""
+
+    min_accuracy: float = Field(default=0.0, ge=0, le=1)
+    """Lowest accuracy of the candidate, 0 to 1."""
+    min_accuracy_kept: float = Field(default=0.92, ge=0, le=2)
+    """Lowest accuracy of the candidate over the teacher's."""
+    min_latency_saved: float = Field(default=0.85, ge=-100, le=1)
+    """Least share of the teacher's median time per response that the candidate saves; below 0 it may be slower."""
+    min_memory_saved: float = Field(default=0.95, ge=-100, le=1)
+    """Least share of the teacher's peak resident memory that the candidate saves, above its runtime's own floor."""
+    min_size_saved: float = Field(default=0.75, ge=-100, le=1)
+    """Least share of the full-precision student's size on disk that the candidate saves."""
+    min_rows: int = Field(default=100, ge=1)
+    """Fewer evaluated rows than this say nothing: `not_run`."""

@@ -1,0 +1,265 @@
+"""The gate's report: one HTML page that needs nothing but itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from slmops.artifacts import Summary
+from slmops.gate import charts, formatting, lineage, tables
+from slmops.gate.config import GateConfig
+from slmops.gate.formatting import NOTHING, fraction, share, size
+from slmops.gate.judge import Check, Judgement, Subject, Verdict
+from slmops.records import read_jsonl
+
+PREDICTIONS = "predictions.jsonl"
+MAX_WRONG, MAX_RIGHT = 6, 4
+
+CHECK_NAMES = {
+    "rows": "Rows evaluated",
+    "accuracy": "Accuracy",
+    "accuracy_kept": "Accuracy kept of the teacher's",
+    "latency_saved": "Time per response saved",
+    "memory_saved": "Memory saved above the runtime's floor",
+    "size_saved": "Size saved of the full-precision student's",
+}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model said to a prompt."""
+
+    text: str
+    correct: bool
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row of the test, with the answers of the candidate and, where it is known, the teacher."""
+
+    prompt: str
+    earlier_turns: int
+    reference: str
+    candidate: Answer
+    teacher: Answer | None
+
+
+@dataclass(frozen=True)
+class Headline:
+    """A figure that decides, and whether it meets its goal."""
+
+    title: str
+    figure: str
+    verdict: Verdict
+    lines: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The losses of one training run."""
+
+    title: str
+    chart: Markup
+    caption: str
+
+
+def read_examples(teacher_evaluation: Path, candidate_evaluation: Path) -> list[Example]:
+    """Some rows that the candidate got wrong, then some that it got right, in the order of the test.
+
+    Raises:
+        DataError: a file of predictions is damaged.
+    """
+    wrong: list[dict[str, Any]] = []
+    right: list[dict[str, Any]] = []
+    for row in _rows(candidate_evaluation):
+        rows, limit = (right, MAX_RIGHT) if row.get("correct") else (wrong, MAX_WRONG)
+        if len(rows) < limit:
+            rows.append(row)
+    chosen = {row.get("id"): row for row in wrong + right}
+    teachers = {row.get("id"): _answer(row) for row in _rows(teacher_evaluation) if row.get("id") in chosen}
+    return [_example(row, teachers.get(row_id)) for row_id, row in chosen.items()]
+
+
+def render(
+    config: GateConfig, judgement: Judgement, subjects: tuple[Subject, Subject, Subject], examples: Sequence[Example]
+) -> str:
+    """The page. `subjects` are teacher, student and candidate; what was not measured is shown as a dash."""
+    from jinja2 import Environment, StrictUndefined
+
+    sidecars = [sidecar for subject in subjects for sidecar in (subject.evaluation, subject.benchmark) if sidecar]
+    artifacts = lineage.collect(sidecars, _roles(subjects))
+    runs = tables.runs(artifacts)
+    strata, num_more_strata = tables.strata(subjects)
+    candidate = subjects[-1]
+    here = files("slmops.gate")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["shorten"] = formatting.shorten
+    return environment.from_string((here / "report.html").read_text(encoding="utf-8")).render(
+        css=Markup((here / "report.css").read_text(encoding="utf-8")),  # noqa: S704 - our own file
+        judgement=judgement,
+        check_names=CHECK_NAMES,
+        variant=candidate.text("evaluation", "variant") or candidate.text("benchmark", "variant") or "candidate",
+        digest=candidate.text("evaluation", "model_digest") or candidate.text("benchmark", "model_digest"),
+        measured_at=max((sidecar.created_at for sidecar in sidecars), default=None),
+        subjects=subjects,
+        headlines=_headlines(config, judgement, subjects),
+        comparison=tables.comparison(subjects),
+        accuracy_chart=_accuracy_chart(config, subjects),
+        strata=strata,
+        num_more_strata=num_more_strata,
+        curves=_curves(artifacts),
+        examples=examples,
+        artifacts=artifacts,
+        names={artifact.summary.digest: artifact.name for artifact in artifacts},
+        picture=lineage.draw(artifacts),
+        runs=runs,
+        longest_s=max((run.duration_s for run in runs), default=0.0) or 1.0,
+        total=formatting.seconds(sum(run.duration_s for run in runs)),
+        machine=tables.machine(subjects, artifacts),
+        NOTHING=NOTHING,
+        geometry=lineage,
+    )
+
+
+def _headlines(config: GateConfig, judgement: Judgement, subjects: tuple[Subject, Subject, Subject]) -> list[Headline]:
+    teacher, student, candidate = subjects
+    checks = {check.name: check for check in judgement.checks}
+    latency, taught = (subject.number("benchmark", "latency_ms_p50") for subject in (candidate, teacher))
+    accuracy = candidate.number("evaluation", "accuracy")
+    disk, full = (subject.number("benchmark", "size_bytes") for subject in (candidate, student))
+    around = tables.interval(candidate)
+    return [
+        Headline(
+            "Time per response",
+            formatting.milliseconds(latency),
+            checks["latency_saved"].verdict,
+            (
+                f"{share(checks['latency_saved'].value)} less than the teacher’s {formatting.milliseconds(taught)}.",
+                f"Goal: at least {share(config.min_latency_saved)} less.",
+            ),
+        ),
+        Headline(
+            "Peak memory",
+            size(candidate.number("benchmark", "peak_rss_bytes")),
+            checks["memory_saved"].verdict,
+            _memory_lines(config, checks["memory_saved"], teacher, candidate),
+        ),
+        Headline(
+            "Accuracy",
+            fraction(accuracy),
+            _worst(checks["accuracy"], checks["accuracy_kept"]),
+            (
+                f"95 % interval {around or NOTHING}. {share(checks['accuracy_kept'].value)} of the teacher’s "
+                f"{fraction(teacher.number('evaluation', 'accuracy'))} kept.",
+                f"Goal: at least {share(config.min_accuracy_kept)} kept"
+                + (f", and {fraction(config.min_accuracy)} in itself." if config.min_accuracy else "."),
+            ),
+        ),
+        Headline(
+            "Size on disk",
+            size(disk),
+            checks["size_saved"].verdict,
+            (
+                f"{share(checks['size_saved'].value)} less than the full-precision student’s {size(full)}.",
+                f"Goal: at least {share(config.min_size_saved)} less.",
+            ),
+        ),
+    ]
+
+
+def _memory_lines(config: GateConfig, check: Check, teacher: Subject, candidate: Subject) -> tuple[str, ...]:
+    """The share above the floor, which the gate judges, and the raw share, which includes what no model can change."""
+    goal = share(config.min_memory_saved)
+    peak, floor = candidate.number("benchmark", "peak_rss_bytes"), candidate.number("benchmark", "runtime_floor_bytes")
+    reference = teacher.number("benchmark", "peak_rss_bytes")
+    if check.value is None or peak is None or floor is None or not reference:
+        return (f"Not judged: {check.detail}.", f"Goal: at least {goal} less than the teacher.")
+    raw = 1 - peak / reference
+    lines = [
+        f"{size(floor)} of it is the runtime’s floor, with no model loaded. The {size(peak - floor)} above it are "
+        f"{share(check.value)} less than the teacher’s {size(reference)}.",
+        f"Goal: at least {goal} less, above the floor.",
+    ]
+    if raw >= config.min_memory_saved:
+        return (*lines, f"Raw, floor included: {share(raw)} less, which holds too.")
+    allowed = (1 - config.min_memory_saved) * reference
+    why = f"The floor makes up {share(floor / peak)} of the peak"
+    if floor > allowed:
+        why += f", and alone exceeds the {size(allowed)} that the raw figure would allow"
+    return (*lines, f"Raw, floor included: {share(raw)} less, which misses {goal}. {why}.")
+
+
+def _worst(*checks: Check) -> Verdict:
+    verdicts = {check.verdict for check in checks}
+    return "not_run" if "not_run" in verdicts else "fail" if "fail" in verdicts else "pass"
+
+
+def _accuracy_chart(config: GateConfig, subjects: Sequence[Subject]) -> Markup | None:
+    bars = []
+    for subject in subjects:
+        numbers = [subject.number("evaluation", name) for name in ("accuracy", "accuracy_low", "accuracy_high")]
+        found = [number for number in numbers if number is not None]
+        if len(found) == 3:
+            accuracy, low, high = found
+            bars.append((subject.role, accuracy, min(low, accuracy), max(high, accuracy)))
+    if not bars:
+        return None
+    taught = subjects[0].number("evaluation", "accuracy")
+    wanted = max(config.min_accuracy, config.min_accuracy_kept * taught) if taught else None
+    said = "; ".join(f"{role} {accuracy:.3f} ({low:.3f} to {high:.3f})" for role, accuracy, low, high in bars)
+    return charts.accuracy_chart(bars, wanted, f"Accuracy with 95 % intervals: {said}")
+
+
+def _curves(artifacts: Sequence[lineage.Artifact]) -> list[Curve]:
+    curves = []
+    for artifact in artifacts:
+        training, validation = (_points(artifact.summary, name) for name in ("loss_curve", "validation_curve"))
+        if not training and not validation:
+            continue
+        ends = [
+            f"{name} loss {formatting.digits3(points[0][1])} → {formatting.digits3(points[-1][1])}"
+            for name, points in (("training", training), ("validation", validation))
+            if points
+        ]
+        steps = max(points[-1][0] for points in (training, validation) if points)
+        title = f"{artifact.name.capitalize()}, {artifact.summary.step}"
+        caption = f"{steps:,.0f} steps; {'; '.join(ends)}"
+        curves.append(Curve(title, charts.loss_chart(training, validation, f"{title}: {caption}"), caption))
+    return curves
+
+
+def _points(summary: Summary, name: str) -> list[tuple[float, float]]:
+    return [(step, loss) for step, loss in summary.facts.get(name) or [] if loss is not None and loss == loss]
+
+
+def _roles(subjects: Sequence[Subject]) -> dict[str, str]:
+    """Names of the models by digest; one that plays two parts carries both names."""
+    roles: dict[str, list[str]] = {}
+    for subject in subjects:
+        for source in ("evaluation", "benchmark"):
+            digest = subject.text(source, "model_digest")
+            name = subject.text(source, "variant") if subject.role == "candidate" else subject.role
+            if digest and name and name not in roles.setdefault(digest, []):
+                roles[digest].append(name)
+    return {digest: " = ".join(names) for digest, names in roles.items()}
+
+
+def _rows(evaluation: Path) -> Iterator[dict[str, Any]]:
+    path = evaluation / PREDICTIONS
+    if path.is_file():
+        yield from (row for _, row in read_jsonl(path))
+
+
+def _answer(row: dict[str, Any]) -> Answer:
+    return Answer(str(row.get("prediction", "")), bool(row.get("correct")))
+
+
+def _example(row: dict[str, Any], teacher: Answer | None) -> Example:
+    turns = [str(turn.get("content", "")) for turn in row.get("prompt") or [] if turn.get("role") != "system"]
+    prompt = turns[-1] if turns else ""
+    return Example(prompt, max(0, len(turns) - 1), str(row.get("reference", "")), _answer(row), teacher)

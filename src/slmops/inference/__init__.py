@@ -1,0 +1,1 @@
+"""Running models: one interface over transformers and ONNX Runtime GenAI."""

@@ -1,0 +1,80 @@
+"""transformers: what a model runs on before it is quantized."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+import transformers
+
+from slmops import torch_models
+from slmops.inference.runtime import Prompt
+from slmops.records import ChatRecord
+from slmops.training.batches import batches_by_length, encode, encode_rows
+from slmops.training.head import SparseHead
+
+
+class TorchRuntime:
+    """A Hugging Face directory."""
+
+    def __init__(self, directory: Path, *, dtype: str, num_threads: int, batch_size: int = 1) -> None:
+        torch.set_num_threads(num_threads)
+        self.name = f"transformers {transformers.__version__}"
+        self.batch_size = batch_size
+        device = torch_models.pick_device()
+        self.tokenizer = torch_models.load_tokenizer(directory)
+        self.model = torch_models.load_model(
+            directory, dtype=torch_models.pick_dtype(dtype, device), device=device
+        )
+
+    @torch.inference_mode()
+    def stream(self, prompt: Prompt, max_new_tokens: int) -> Iterator[int]:
+        ids = torch.tensor([encode(self.tokenizer, prompt, to_answer=True)], device=self.model.device)
+        cache = transformers.DynamicCache(config=self.model.config)
+        for _ in range(max_new_tokens):
+            logits = self.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+            ids = logits[:, -1].argmax(-1, keepdim=True)
+            token = int(ids)
+            if token == self.tokenizer.eos_token_id:
+                return
+            yield token
+
+    @torch.inference_mode()
+    def answer(self, prompts: Sequence[Prompt], max_new_tokens: int) -> list[str]:
+        answers: list[str] = []
+        for start in range(0, len(prompts), self.batch_size):
+            batch = self.tokenizer.apply_chat_template(
+                [list(prompt) for prompt in prompts[start : start + self.batch_size]],
+                add_generation_prompt=True,
+                padding=True,
+                padding_side="left",
+                return_dict=True,
+                return_tensors="pt",
+            ).to(self.model.device)
+            output = self.model.generate(
+                **batch,
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                temperature=None,
+                top_p=None,
+                top_k=None,
+                eos_token_id=self.tokenizer.eos_token_id,
+                pad_token_id=self.tokenizer.pad_token_id,
+            )
+            new = output[:, batch["input_ids"].shape[1] :]
+            answers += self.tokenizer.batch_decode(new, skip_special_tokens=True)
+        return answers
+
+    @torch.inference_mode()
+    def answer_losses(self, records: Sequence[ChatRecord]) -> list[tuple[float, int]]:
+        head = SparseHead(self.model)
+        longest = int(getattr(self.model.config, "max_position_embeddings", 1_000_000))
+        rows = encode_rows(self.tokenizer, records, longest, last_turn_only=True)
+        losses: dict[int, tuple[float, int]] = {}
+        for batch in batches_by_length(rows, self.batch_size, self.tokenizer.pad_token_id, self.model.device):
+            values = F.cross_entropy(head.logits(batch), batch.target_ids, reduction="none")
+            for row, value in zip(batch.rows, values.split([len(row.targets) for row in batch.rows]), strict=True):
+                losses[row.index] = (float(value.sum()), len(row.targets))
+        return [losses[index] for index in sorted(losses)]

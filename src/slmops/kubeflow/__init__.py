@@ -1,0 +1,1 @@
+"""The only code of slmops that knows kfp or a cluster."""

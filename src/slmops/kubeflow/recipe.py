@@ -1,0 +1,57 @@
+"""A recipe: everything about a pipeline that is fixed when it is compiled, as one validated value."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any, Self
+
+from pydantic import BaseModel
+
+from slmops.config import Config
+from slmops.errors import ConfigError
+
+
+class Recipe(Config):
+    """Base of the recipes. A section has the name and the fields of a step's Config.
+
+    A recipe is derived from another with `changed`, and `--set section.field=value` on the command line does the same.
+    """
+
+    def changed(self, changes: Mapping[str, Any]) -> Self:
+        """A copy with some fields of some sections changed: `changed({"distill": {"num_epochs": 3}})`.
+
+        Raises:
+            ConfigError: fields that do not exist, or values that do not fit, all of them together.
+        """
+        return self.create(_merged(self.model_dump(), changes))
+
+
+def field_names(model: type[BaseModel], prefix: str = "") -> Iterable[str]:
+    """The dotted names that `--set` takes."""
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from field_names(field.annotation, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def check_known(names: Iterable[str], known: Iterable[str], what: str) -> None:
+    """Raise a ConfigError that names all of `names` that are not `known`, each with what was probably meant."""
+    known = sorted(known)
+    lines = []
+    for name in names:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            lines.append(f"{name}: no such {what}" + (f"; did you mean {close[0]}?" if close else ""))
+    if lines:
+        raise ConfigError("\n  ".join(lines) + f"\n  the {what}s are: " + ", ".join(known))
+
+
+def _merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(values)
+    for name, change in changes.items():
+        section = merged.get(name)
+        both = isinstance(section, Mapping) and isinstance(change, Mapping)
+        merged[name] = _merged(section, change) if both else change  # type: ignore[arg-type]
+    return merged

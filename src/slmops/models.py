@@ -1,0 +1,98 @@
+"""Model directories in the Hugging Face layout: checked before anything is loaded, written whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from slmops import __version__, artifacts
+from slmops.artifacts import SIDECAR, Sidecar
+from slmops.errors import ArtifactError, ModelError, explain_os_errors
+
+FULL_PRECISION = "full_precision"
+"""Name of the variant that is the Hugging Face directory itself."""
+
+
+def open_model(path: Path) -> Sidecar:
+    """The sidecar of a model directory; for one that slmops did not write, a sidecar made from its files.
+
+    Raises:
+        ArtifactError: it is missing or half-written.
+        ModelError: it is no Hugging Face model directory with safetensors weights and a tokenizer.
+    """
+    if not path.is_dir():
+        raise ArtifactError(f"{path} is no directory; give a model directory in the Hugging Face layout")
+    if (path / SIDECAR).exists():
+        return artifacts.expect(path, "hf_model")
+    if path.with_name(path.name + ".partial").exists():
+        raise ArtifactError(f"{path} has no {SIDECAR}: the step that wrote it did not finish; run that step again")
+    config = read_config(path)
+    _check_weights(path)
+    if not (path / "tokenizer.json").is_file():
+        raise ModelError(f"{path} has no tokenizer.json; save the model's tokenizer into the same directory")
+    files = tuple(artifacts.list_files(path))
+    return Sidecar(
+        kind="hf_model",
+        digest=artifacts.digest_of(files),
+        step="import",
+        created_at=datetime.fromtimestamp(max((path / f.path).stat().st_mtime for f in files), UTC),
+        duration_s=0.0,
+        slmops_version=__version__,
+        facts={"source": path.name, "model_type": config.get("model_type", "unknown")},
+        files=files,
+    )
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """`config.json` of a model directory.
+
+    Raises:
+        ModelError: it is absent or no JSON object with an architecture.
+    """
+    config_path = path / "config.json"
+    if not config_path.is_file():
+        raise ModelError(f"{path} has no config.json; give a model directory in the Hugging Face layout")
+    with explain_os_errors(config_path):
+        text = config_path.read_text()
+    try:
+        config = json.loads(text)
+    except ValueError as error:
+        raise ModelError(f"{config_path} is not JSON ({error}); save the model again") from None
+    if not isinstance(config, dict) or not config.get("architectures"):
+        raise ModelError(f"{config_path} names no architecture; save the model with save_pretrained")
+    return config
+
+
+def tokenizer_digest(path: Path) -> str:
+    """SHA-256 of what turns text into token ids: vocabulary, merges, added tokens, normalisation."""
+    with explain_os_errors(path):
+        tokenizer = json.loads((path / "tokenizer.json").read_text(encoding="utf-8"))
+    for setting in ("padding", "truncation"):  # how a batch is made up, not what a token is
+        tokenizer.pop(setting, None)
+    return hashlib.sha256(json.dumps(tokenizer, sort_keys=True).encode()).hexdigest()
+
+
+def _check_weights(path: Path) -> None:
+    """Compare each safetensors file's size with what its header says; a killed download is shorter."""
+    index = path / "model.safetensors.index.json"
+    names = ["model.safetensors"]
+    if index.is_file():
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    for name in names:
+        file = path / name
+        if not file.is_file():
+            raise ModelError(f"{path} has no {name}; convert the weights to safetensors, or copy the model again")
+        with explain_os_errors(file), open(file, "rb") as weights:
+            try:
+                (header_bytes,) = struct.unpack("<Q", weights.read(8))
+                header = json.loads(weights.read(min(header_bytes, 100_000_000)))
+                data_bytes = max(entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__")
+            except (struct.error, ValueError, KeyError, TypeError):
+                raise ModelError(f"{file} has no valid safetensors header; copy the model again") from None
+        expected, found = 8 + header_bytes + data_bytes, file.stat().st_size
+        if found != expected:
+            raise ModelError(f"{file} has {found:,} bytes where its header says {expected:,}; copy the model again")

@@ -1,0 +1,1 @@
+"""The release format: how a model lies in object storage."""

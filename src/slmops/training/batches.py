@@ -1,0 +1,147 @@
+"""From chat records to padded batches: which tokens carry loss, and which rows go together."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from slmops.errors import DataError, ModelError
+from slmops.progress import log
+from slmops.records import ChatRecord
+
+ROWS_SORTED_TOGETHER = 64
+"""Batches whose rows are sorted by length together: little padding, and still a random order."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One encoded conversation."""
+
+    index: int
+    """Position of the record in its data set."""
+    input_ids: list[int]
+    targets: list[int]
+    """Positions in `input_ids` that the model is to predict, in rising order."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows padded on the right to the longest, B rows of L tokens, N of them with loss."""
+
+    rows: list[Row]
+    input_ids: torch.Tensor
+    """[B, L] token ids."""
+    attention_mask: torch.Tensor
+    """[B, L] 1 for a token, 0 for padding."""
+    predict_from: torch.Tensor
+    """[N] positions in the flattened [B * L] hidden states from which a target is predicted."""
+    target_ids: torch.Tensor
+    """[N] the tokens to predict."""
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]], *, to_answer: bool) -> list[int]:
+    """Token ids of a conversation; with `to_answer`, up to where the assistant's next turn begins."""
+    encoded = tokenizer.apply_chat_template(list(messages), add_generation_prompt=to_answer, return_dict=True)
+    return list(encoded["input_ids"])
+
+
+def encode_row(
+    tokenizer: PreTrainedTokenizerBase, record: ChatRecord, index: int = 0, *, last_turn_only: bool = False
+) -> Row:
+    """Encode a conversation, with loss on the assistant's tokens and the token that ends a turn, and nothing else.
+
+    Raises:
+        ModelError: the chat template changes earlier turns when a later one is added, so no token can be told apart.
+    """
+    messages = [message.model_dump() for message in record.messages]
+    turns = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
+    ids: list[int] = []
+    targets: list[int] = []
+    for number in turns[-1:] if last_turn_only else turns:
+        prompt = encode(tokenizer, messages[:number], to_answer=True)
+        ids = encode(tokenizer, messages[: number + 1], to_answer=False)
+        if ids[: len(prompt)] != prompt:
+            raise ModelError(
+                "the chat template does not continue the prompt with the answer, so the answer's tokens cannot be told "
+                "apart; use a template that renders turns one after the other"
+            )
+        end = _end_of_turn(ids, len(prompt), tokenizer.eos_token_id)
+        targets.extend(range(len(prompt), end))
+    return Row(index=index, input_ids=ids[: targets[-1] + 1], targets=targets)
+
+
+def _end_of_turn(ids: list[int], start: int, eos_token_id: int | None) -> int:
+    """The position after the first end-of-turn token; what templates add behind it (a line break) is no answer."""
+    for position in range(start, len(ids)):
+        if ids[position] == eos_token_id:
+            return position + 1
+    return len(ids)
+
+
+def encode_rows(
+    tokenizer: PreTrainedTokenizerBase, records: Sequence[ChatRecord], max_length: int, *, last_turn_only: bool = False
+) -> list[Row]:
+    """Encode all records; those longer than `max_length` tokens are left out and counted in the log.
+
+    Raises:
+        DataError: none is left.
+    """
+    rows = [encode_row(tokenizer, record, index, last_turn_only=last_turn_only) for index, record in enumerate(records)]
+    kept = [row for row in rows if len(row.input_ids) <= max_length]
+    if len(kept) < len(rows):
+        log.info("%d of %d rows are longer than %d tokens and left out", len(rows) - len(kept), len(rows), max_length)
+    if not kept:
+        longest = max(len(row.input_ids) for row in rows)
+        raise DataError(f"all {len(rows)} rows are longer than max_length={max_length} tokens; the longest has {longest}")
+    return kept
+
+
+def plan_batches(rows: Sequence[Row], batch_size: int, num_steps: int, seed: int) -> list[list[Row]]:
+    """The rows of every step: each epoch in another order, rows of similar length together. The same seed, the same plan."""
+    plan: list[list[Row]] = []
+    epoch = 0
+    while len(plan) < num_steps:
+        order = random.Random(f"{seed}/{epoch}")
+        shuffled = order.sample(list(rows), len(rows))
+        batches = []
+        for start in range(0, len(shuffled), ROWS_SORTED_TOGETHER * batch_size):
+            chunk = sorted(
+                shuffled[start : start + ROWS_SORTED_TOGETHER * batch_size], key=lambda row: len(row.input_ids)
+            )
+            batches += [chunk[at : at + batch_size] for at in range(0, len(chunk), batch_size)]
+        order.shuffle(batches)
+        plan += batches
+        epoch += 1
+    return plan[:num_steps]
+
+
+def collate(rows: Sequence[Row], pad_token_id: int, device: torch.device) -> Batch:
+    """Pad rows on the right and find where loss is."""
+    length = max(len(row.input_ids) for row in rows)
+    input_ids = torch.full((len(rows), length), pad_token_id)
+    attention_mask = torch.zeros((len(rows), length), dtype=torch.long)
+    predict_from: list[int] = []
+    target_ids: list[int] = []
+    for number, row in enumerate(rows):
+        input_ids[number, : len(row.input_ids)] = torch.tensor(row.input_ids)
+        attention_mask[number, : len(row.input_ids)] = 1
+        predict_from += [number * length + position - 1 for position in row.targets]
+        target_ids += [row.input_ids[position] for position in row.targets]
+    return Batch(
+        rows=list(rows),
+        input_ids=input_ids.to(device),
+        attention_mask=attention_mask.to(device),
+        predict_from=torch.tensor(predict_from, device=device),
+        target_ids=torch.tensor(target_ids, device=device),
+    )
+
+
+def batches_by_length(rows: Sequence[Row], batch_size: int, pad_token_id: int, device: torch.device) -> Iterator[Batch]:
+    """All rows once, rows of similar length together."""
+    ordered = sorted(rows, key=lambda row: len(row.input_ids))
+    for start in range(0, len(ordered), batch_size):
+        yield collate(ordered[start : start + batch_size], pad_token_id, device)

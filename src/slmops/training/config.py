@@ -1,0 +1,36 @@
+"""Settings that finetune and distill share."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from slmops.config import Config
+
+
+class TrainingConfig(Config):
+    """How the optimizer runs."""
+
+    num_epochs: float = Field(default=1.0, gt=0, le=1000)
+    """Passes over the training rows; a fraction stops within the last pass."""
+    learning_rate: float = Field(default=2e-4, gt=0, lt=1)
+    """Peak learning rate of AdamW."""
+    warmup_fraction: float = Field(default=0.05, ge=0, lt=1)
+    """Share of the steps in which the learning rate rises from zero; after it, cosine to a tenth of the peak."""
+    weight_decay: float = Field(default=0.0, ge=0, lt=1)
+    """Decoupled weight decay of AdamW, on matrices only."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradients are clipped to this norm."""
+    batch_size: int = Field(default=16, ge=1, le=65536)
+    """Rows per optimizer step."""
+    micro_batch_size: int = Field(default=16, ge=1, le=65536)
+    """Rows per forward pass; smaller needs less memory and gives the same gradients."""
+    max_length: int = Field(default=512, ge=16, le=1_000_000)
+    """Longest row in tokens; a longer one is left out and counted."""
+    checkpoint_interval_s: float = Field(default=30.0, gt=0)
+    """Seconds between two checkpoints, from which a killed run goes on."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Compute type of the matrix products; `auto`: bfloat16 where the hardware multiplies it natively, else float32."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the order of rows and of new weights."""
