@@ -41,7 +41,7 @@ def deliver(recipe: EdgeRecipe, *, teacher: Measured, student: Measured, model, 
     """
     quantized = quantize(model=model, **recipe.quantize.parameters())
     variants = quantized.outputs["quantized"]
-    candidate = measure(recipe, "candidate", model=variants, variant=recipe.candidate, test=test)
+    candidate = measure(recipe, "candidate", model=variants, variant=recipe.quantize.variants[0], test=test)
     judged = gate(
         teacher_evaluation=teacher.evaluation.outputs["evaluation"],
         teacher_benchmark=teacher.benchmark.outputs["benchmark"],

@@ -9,6 +9,7 @@ import pytest
 
 from slmops.demo.models import make_tiny_model
 from slmops.demo.object_store import ObjectStore, object_store
+from tests.datasets import commands, write_dataset
 
 
 @pytest.fixture(scope="session")
@@ -33,3 +34,39 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
     """A real S3 server on loopback; each test takes a bucket of its own with `s3.make_bucket()`."""
     with object_store(tmp_path_factory.mktemp("s3")) as store:
         yield store
+
+
+@pytest.fixture(scope="session")
+def train_rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("data") / "train", commands(256, seed=1))
+
+
+@pytest.fixture(scope="session")
+def held_out_rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("data") / "test", commands(40, seed=2))
+
+
+@pytest.fixture(scope="session")
+def tiny_teacher(
+    tiny_model: Path, train_rows: Path, held_out_rows: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The tiny model after fine-tuning: it answers most requests right."""
+    from slmops.finetune.config import FinetuneConfig
+    from slmops.finetune.run import run
+
+    config = FinetuneConfig(method="full", learning_rate=3e-3, num_epochs=3, dtype="float32")
+    path = tmp_path_factory.mktemp("models") / "teacher"
+    run(config, train=train_rows, validation=held_out_rows, base=tiny_model, model=path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_responses(tiny_teacher: Path, train_rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny teacher's answers, with the eight likeliest tokens of each position at temperature 2."""
+    from slmops.generate_responses.config import GenerateResponsesConfig
+    from slmops.generate_responses.run import run
+
+    config = GenerateResponsesConfig(max_new_tokens=16, logits_top_k=8, logits_temperature=2.0, dtype="float32")
+    path = tmp_path_factory.mktemp("data") / "responses"
+    run(config, prompts=train_rows, teacher=tiny_teacher, responses=path)
+    return path

@@ -58,13 +58,13 @@ def demo() -> Recipe:
 
 
 def smoke() -> Recipe:
-    """Minutes to seconds: a tiny random model proves the plumbing and nothing else, so the gate asks for nothing."""
+    """For a tiny random model: it proves the plumbing and nothing else, so the gate asks for nothing."""
     return default().changed(
         {
             "prepare_data": {"test_fraction": 0.2, "validation_fraction": 0.2},
-            "finetune": {"num_epochs": 0.5, "batch_size": 4, "micro_batch_size": 4, "max_length": 128},
-            "generate_responses": {"max_rows": 16, "max_new_tokens": 8, "logits_top_k": 8},
-            "distill": {"batch_size": 4, "micro_batch_size": 4, "max_length": 128, "keep_layers": [0]},
+            "finetune": {"method": "full", "num_epochs": 10, "learning_rate": 5e-3, "dtype": "float32"},
+            "generate_responses": {"max_rows": 16, "max_new_tokens": 16, "logits_top_k": 8, "dtype": "float32"},
+            "distill": {"batch_size": 4, "dtype": "float32", "keep_layers": [0]},
             "evaluate": {"max_rows": 8, "max_new_tokens": 8},
             "benchmark": {"num_requests": 2, "num_warmup": 1, "max_new_tokens": 8},
             "gate": {

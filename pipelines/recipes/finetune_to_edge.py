@@ -19,7 +19,7 @@ def demo() -> Recipe:
 
 
 def smoke() -> Recipe:
-    """Minutes to seconds: a tiny random model proves the plumbing and nothing else, so the gate asks for nothing."""
+    """For a tiny random model: it proves the plumbing and nothing else, so the gate asks for nothing."""
     smoke = distill_to_edge.smoke()
     return default().changed(_shared(smoke) | {"gate": smoke.gate.model_dump()})
 

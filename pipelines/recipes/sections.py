@@ -1,8 +1,6 @@
 """Sections of the recipes whose Config has a field that the pipeline fills in."""
 
-from typing import ClassVar, Self
-
-from pydantic import model_validator
+from typing import ClassVar
 
 from slmops.benchmark.config import BenchmarkConfig
 from slmops.evaluate.config import EvaluateConfig
@@ -10,7 +8,7 @@ from slmops.finetune.config import FinetuneConfig
 from slmops.gate.config import GateConfig
 from slmops.kubeflow.recipe import Recipe
 from slmops.prepare_data.config import PrepareDataConfig
-from slmops.quantize.config import QuantizeConfig, VariantName
+from slmops.quantize.config import QuantizeConfig
 
 
 class DataSection(PrepareDataConfig):
@@ -39,20 +37,10 @@ class EdgeRecipe(Recipe):
     finetune: FinetuneConfig = FinetuneConfig()
     """How the base model learns the task."""
     quantize: QuantizeConfig = QuantizeConfig()
-    """The variants to build."""
-    candidate: VariantName = "cpu-int4"
-    """The variant that is judged; it must be one of those that are built."""
+    """The variants to build; the first is the candidate, which is judged and published."""
     evaluate: EvaluateSection = EvaluateSection()
     """The same for every model that is compared."""
     benchmark: BenchmarkSection = BenchmarkSection()
     """The same for every model that is compared."""
     gate: GateConfig = GateConfig()
     """What the candidate must reach."""
-
-    @model_validator(mode="after")
-    def _candidate_is_built(self) -> Self:
-        if self.candidate not in self.quantize.variants:
-            raise ValueError(
-                f"candidate must be one of quantize.variants {self.quantize.variants}, got {self.candidate}"
-            )
-        return self

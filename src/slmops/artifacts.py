@@ -202,9 +202,9 @@ def digest_of(files: Sequence[FileEntry]) -> str:
 
 
 def _ancestors(parents: Sequence[Sidecar]) -> tuple[Summary, ...]:
-    """Parents and their ancestors, each once, oldest first."""
-    found: dict[str, Summary] = {}
+    """Parents and their ancestors, each once, oldest first. Different steps may write the same bytes."""
+    found: dict[tuple[object, ...], Summary] = {}
     for parent in parents:
         for summary in (*parent.ancestors, parent.summary()):
-            found.setdefault(summary.digest, summary)
+            found.setdefault((summary.digest, summary.step, summary.parents), summary)
     return tuple(sorted(found.values(), key=lambda summary: summary.created_at))

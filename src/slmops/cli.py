@@ -97,7 +97,8 @@ def compile_command(
     if parameters:
         target.unlink()
         raise ConfigError(
-            f"{', '.join(parameters)}: run-time parameters are not compiled in; give them to `slmops run` or `slmops submit`"
+            f"{', '.join(parameters)}: run-time parameters are not compiled in; give them to `slmops run` or to "
+            "`slmops submit`"
         )
     typer.echo(f"{compiled.path}: {compiled.name}, {len(compiled.tasks)} tasks")
 

@@ -65,7 +65,7 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 continue
             try:
                 row = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise DataError(f"{path}:{number}: not JSON ({error}); each line must be one JSON object") from None
             if not isinstance(row, dict):
                 raise DataError(f"{path}:{number}: expected a JSON object, found {type(row).__name__}")

@@ -354,7 +354,18 @@ class S3Store(Store):
             raise StoreError(
                 f"{self.uri}: found no complete S3 credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
             ) from None
-        except (exceptions.HTTPClientError, HTTPError, exceptions.IncompleteReadError, ConnectionError) as error:
+        except exceptions.SSLError as error:
+            raise StoreError(
+                f"{self.uri}: the certificate of {self._client.meta.endpoint_url} is not trusted ({error}); "
+                "set AWS_CA_BUNDLE to the file of its certificate authority"
+            ) from None
+        except (
+            exceptions.ConnectionError,
+            exceptions.HTTPClientError,
+            exceptions.IncompleteReadError,
+            HTTPError,
+            ConnectionError,
+        ) as error:
             raise StoreUnavailable(
                 f"{self.uri} does not answer at {self._client.meta.endpoint_url} ({type(error).__name__}); check that "
                 "it runs and that AWS_ENDPOINT_URL is right, then try again"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import warnings
 from collections.abc import Iterator
@@ -16,6 +17,9 @@ from transformers.utils import logging as transformers_logging
 
 from slmops import models
 from slmops.errors import DiskFullError, ModelError
+
+
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of an optional kernel at every import
 
 
 def pick_device() -> torch.device:
@@ -44,7 +48,7 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     Raises:
         ModelError: it has no chat template.
     """
-    with _quiet():
+    with quiet_libraries():
         tokenizer = AutoTokenizer.from_pretrained(path)
     if not tokenizer.chat_template:
         raise ModelError(f"{path} has no chat template; add chat_template.jinja to the model directory")
@@ -61,7 +65,7 @@ def load_model(path: Path, *, dtype: torch.dtype, device: torch.device, **option
     """
     config = models.read_config(path)
     try:
-        with _quiet():
+        with quiet_libraries():
             model, loading = AutoModelForCausalLM.from_pretrained(
                 path, dtype=dtype, local_files_only=True, output_loading_info=True, **options
             )
@@ -85,7 +89,7 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, direc
         DiskFullError: the device is full.
     """
     try:
-        with _quiet():
+        with quiet_libraries():
             model.save_pretrained(directory)
             tokenizer.save_pretrained(directory)
     except Exception as error:  # safetensors reports a full disk with an exception of its own
@@ -112,7 +116,7 @@ def use_all_cores() -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_libraries() -> Iterator[None]:
     """Hold back transformers' own progress bars and warnings: ours say what matters."""
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()

@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 from collections.abc import Callable
-from copy import deepcopy
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -46,7 +45,7 @@ Role = Literal["teacher", "student", "candidate"]
 
 
 def good_facts() -> Facts:
-    facts = deepcopy(GOOD)
+    facts = {name: dict(values) for name, values in GOOD.items()}
     for name, values in facts.items():
         role = name.partition("_")[0]
         values |= {"model_digest": digest(role), "variant": "cpu-int4" if role == "candidate" else "full_precision"}

@@ -177,16 +177,18 @@ def _start(program: Path, directory: Path, log_path: Path, ports: list[int]) -> 
         str(program), "server", "-dir=data", f"-ip={HOST}", f"-ip.bind={HOST}",
         f"-master.port={master}", f"-master.port.grpc={master + GRPC_OFFSET}", "-master.telemetry=false",
         "-master.volumeSizeLimitMB=64", "-master.volumePreallocate=false", "-master.electionTimeout=1s",
-        f"-volume.port={volume}", f"-volume.port.grpc={volume + GRPC_OFFSET}", "-volume.max=100",
+        f"-volume.port={volume}", f"-volume.port.grpc={volume + GRPC_OFFSET}", "-volume.max=2000",
         "-volume.minFreeSpace=0", "-volume.preStopSeconds=0",
         "-filer", f"-filer.port={filer}", f"-filer.port.grpc={filer + GRPC_OFFSET}",
         "-filer.localSocket=filer.sock",
         "-s3", f"-s3.port={s3}", f"-s3.port.grpc={s3 + GRPC_OFFSET}", "-s3.port.iceberg=0",
-        "-s3.port.lance=0", "-s3.iam=false", "-s3.localSocket=s3.sock", "-s3.config=s3.json",
+        "-s3.port.lance=0", "-s3.iam=false", "-s3.autoCreateBucket=false", "-s3.localSocket=s3.sock",
+        "-s3.config=s3.json",
     ]  # fmt: skip
     with open(log_path, "ab") as log_file:
         return subprocess.Popen(  # noqa: S603
             [sys.executable, "-I", "-S", "-c", _LAUNCH, str(os.getpid()), *command],
+            env=os.environ | {"WEED_MASTER_VOLUME_GROWTH_COPY_1": "1"},  # volumes that a new bucket gets; default 7
             stdin=subprocess.DEVNULL,
             stdout=log_file,
             stderr=log_file,
@@ -210,9 +212,7 @@ def _wait_until_ready(store: ObjectStore, process: subprocess.Popen[bytes], log_
             return True
         except (BotoCoreError, ClientError):
             time.sleep(0.1)
-    raise TransientError(
-        f"the object store was not ready after {READY_TIMEOUT_S:.0f} s; read {log_path}"
-    )
+    raise TransientError(f"the object store was not ready after {READY_TIMEOUT_S:.0f} s; read {log_path}")
 
 
 def _stop(process: subprocess.Popen[bytes], ports: list[int]) -> None:

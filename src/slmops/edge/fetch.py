@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
 
-from slmops.errors import CorruptDownload, DiskFullError, explain_os_errors
+from slmops.errors import CorruptDownload, DiskFullError, StoreUnavailable, explain_os_errors
 from slmops.progress import Progress, log
 from slmops.release.format import Manifest, ReleaseFile, blob_key
 from slmops.storage import Store
@@ -99,18 +99,23 @@ def _opened(path: Path, size_bytes: int) -> Iterator[int]:
 def _fetch_range(store: Store, file: ReleaseFile, index: int, descriptor: int) -> int:
     start, length = file.range_at(index)
     key = blob_key(file.sha256)
-    found = 0
-    for attempt in range(NUM_ATTEMPTS):
-        data = store.read_range(key, start, length)
-        if _digest(data) == file.ranges[index]:
-            _write(descriptor, data, start)
-            return length
-        found = len(data)
-        log.info("%s: bytes %d to %d do not match their digest; fetching them again", file.path, start, start + length)
-        time.sleep(0.2 * 2**attempt)
+    for attempt in range(1, NUM_ATTEMPTS + 1):
+        try:
+            data = store.read_range(key, start, length)
+        except StoreUnavailable:
+            if attempt == NUM_ATTEMPTS:
+                raise
+            problem = "the store did not answer"
+        else:
+            if _digest(data) == file.ranges[index]:
+                _write(descriptor, data, start)
+                return length
+            problem = f"they do not match their digest ({len(data):,} bytes found)"
+        log.info("%s, %d bytes from %d: %s; attempt %d", file.path, length, start, problem, attempt)
+        time.sleep(0.1 * 2**attempt)
     raise CorruptDownload(
-        f"{store.uri}: {key} (file {file.path}) does not match its digest in the {length:,} bytes from {start:,}, "
-        f"found {found:,} bytes, {NUM_ATTEMPTS} times; remove that object from the store and publish again"
+        f"{store.uri}: {key} (file {file.path}), {length:,} bytes from {start:,}: {problem}, {NUM_ATTEMPTS} times; "
+        "remove that object from the store and publish again"
     )
 
 

@@ -1,11 +1,11 @@
 """What lies on an edge node: releases, which of them is current, and what the node accepted last.
 
-    <root>/current                   symlink to releases/<release digest>, moved by one rename
-    <root>/releases/<digest>/        the files of one variant, and nothing else
-    <root>/releases/<digest>.json    its record: release, variant, manifest
-    <root>/staging/<digest>/         a release that is being fetched, by the digest of its manifest
-    <root>/state.json                sequence last accepted per channel, and the release before the current one
-    <root>/.lock                     held while a pull runs
+<root>/current                   symlink to releases/<release digest>, moved by one rename
+<root>/releases/<digest>/        the files of one variant, and nothing else
+<root>/releases/<digest>.json    its record: release, variant, manifest
+<root>/staging/<digest>/         a release that is being fetched, by the digest of its manifest
+<root>/state.json                sequence last accepted per channel, and the release before the current one
+<root>/.lock                     held while a pull runs
 """
 
 from __future__ import annotations

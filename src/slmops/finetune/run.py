@@ -119,7 +119,8 @@ def _add_adapters(model: PreTrainedModel, config: FinetuneConfig) -> PeftModel:
         lora_dropout=config.lora_dropout,
     )
     try:
-        return get_peft_model(model, settings)
+        with torch_models.quiet_libraries():
+            return get_peft_model(model, settings)
     except ValueError as error:
         raise ModelError(f"{type(model).__name__} cannot carry adapters ({error}); use method=full") from error
 
@@ -130,5 +131,6 @@ def _merge(adapted: PeftModel, base: Path, unfinished: Path) -> PreTrainedModel:
     adapted.save_pretrained(adapter)
     whole = torch_models.load_model(base, dtype=torch.float32, device=torch.device("cpu"))
     stored_dtype = torch_models.stored_dtype(base)
-    merged: PreTrainedModel = PeftModel.from_pretrained(whole, adapter).merge_and_unload()
+    with torch_models.quiet_libraries():
+        merged: PreTrainedModel = PeftModel.from_pretrained(whole, adapter).merge_and_unload()
     return merged.to(stored_dtype)

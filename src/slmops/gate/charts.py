@@ -28,6 +28,7 @@ _COLORS = {
     "#080808": "var(--candidate)",
 }
 INK, MUTED, RULE, TRAINING, VALIDATION, TEACHER, STUDENT, CANDIDATE = _COLORS
+_ROLE_COLORS = {"teacher": TEACHER, "student": STUDENT, "candidate": CANDIDATE}
 
 _STYLE = {
     "svg.fonttype": "none",
@@ -58,6 +59,8 @@ _STYLE = {
 def loss_chart(training: Points, validation: Points, label: str) -> Markup:
     """Loss over optimizer steps; `label` describes the picture to those who do not see it."""
 
+    from matplotlib.ticker import LogLocator
+
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
         if training:
@@ -68,9 +71,9 @@ def loss_chart(training: Points, validation: Points, label: str) -> Markup:
             axes.plot(steps, losses_there, color=VALIDATION, linewidth=1.8, marker=marker, ms=3.5, label="validation")
         losses = [loss for _, loss in (*training, *validation)]
         if min(losses) > 0 and max(losses) / min(losses) > 30:
-            axes.set_yscale("log")
+            axes.set_yscale("log", subs=[])
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.yaxis.set_major_formatter(lambda loss, _: f"{loss:g}")
-            axes.yaxis.set_minor_formatter("")
         else:
             axes.set_ylim(bottom=min(0.0, *losses))
         axes.set_xlim(left=0)
@@ -83,13 +86,12 @@ def loss_chart(training: Points, validation: Points, label: str) -> Markup:
 
 
 def accuracy_chart(bars: Sequence[tuple[str, float, float, float]], wanted: float | None, label: str) -> Markup:
-    """One bar per (name, accuracy, low, high) with its 95 % interval, and a line at the accuracy that is `wanted`."""
+    """One bar per (role, accuracy, low, high) with its 95 % interval, and a line at the accuracy that is `wanted`."""
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
-        colors = (TEACHER, STUDENT, CANDIDATE)
-        for row, (_, accuracy, low, high) in enumerate(bars):
-            axes.barh(row, accuracy, height=0.56, color=colors[row % len(colors)])
+        for row, (role, accuracy, low, high) in enumerate(bars):
+            axes.barh(row, accuracy, height=0.44, color=_ROLE_COLORS[role])
             axes.errorbar(
                 accuracy,
                 row,
@@ -109,11 +111,11 @@ def accuracy_chart(bars: Sequence[tuple[str, float, float, float]], wanted: floa
                 va="bottom",
                 color=MUTED,
             )
-        _name_rows(axes, [name for name, *_ in bars])
-        axes.set_xlim(0, 1)
+        _name_rows(axes, [role for role, *_ in bars])
+        axes.set_xlim(0, max(1.0, wanted or 0.0))
         axes.set_xlabel("accuracy, with 95 % interval")
 
-    return _svg(draw, 420, 70 + 36 * len(bars), label)
+    return _svg(draw, 420, 68 + 30 * len(bars), label)
 
 
 def _name_rows(axes: Axes, names: list[str]) -> None:
@@ -126,7 +128,7 @@ def _name_rows(axes: Axes, names: list[str]) -> None:
 
 
 def _svg(draw: Callable[[Figure], None], width: int, height: int, label: str) -> Markup:
-    """Draw a figure of `width` by `height` pixels, and make its SVG fit for a page: no ids that clash, no fixed size."""
+    """Draw a figure of `width` by `height` pixels, and make its SVG fit for a page: no clashing ids, no fixed size."""
     import matplotlib
     from matplotlib.figure import Figure
 

@@ -20,6 +20,11 @@ def share(value: float | None) -> str:
     return NOTHING if value is None else f"{100 * value:.1f}{NBSP}%"
 
 
+def less(saved: float | None) -> str:
+    """0.898 → 89.8 % less; -0.2 → 20.0 % more."""
+    return NOTHING if saved is None else f"{share(abs(saved))} {'less' if saved >= 0 else 'more'}"
+
+
 def fraction(value: float | None) -> str:
     """0.94666 → 0.947."""
     return NOTHING if value is None else f"{value:.3f}"

@@ -23,19 +23,22 @@ class Subject:
     evaluation: Sidecar | None
     benchmark: Sidecar | None
 
+    def find(self, source: Source) -> Sidecar | None:
+        return self.evaluation if source == "evaluation" else self.benchmark
+
     def sidecar(self, source: Source) -> Sidecar:
         """
         Raises:
             ArtifactError: it was not measured.
         """
-        sidecar = self.evaluation if source == "evaluation" else self.benchmark
+        sidecar = self.find(source)
         if sidecar is None:
             raise ArtifactError(f"{self.role}_{source} does not exist")
         return sidecar
 
     def number(self, source: Source, name: str) -> float | None:
         """A measured number, or None if there is none: absent, of another type, NaN or infinite."""
-        sidecar = self.evaluation if source == "evaluation" else self.benchmark
+        sidecar = self.find(source)
         value = sidecar.facts.get(name) if sidecar else None
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             return None
@@ -43,7 +46,7 @@ class Subject:
 
     def text(self, source: Source, name: str) -> str | None:
         """A fact in words, or None."""
-        sidecar = self.evaluation if source == "evaluation" else self.benchmark
+        sidecar = self.find(source)
         value = sidecar.facts.get(name) if sidecar else None
         return value if isinstance(value, str) and value else None
 

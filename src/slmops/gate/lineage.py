@@ -22,10 +22,16 @@ class Artifact:
     """One artifact in the words of the report."""
 
     name: str
-    """teacher, student, cpu-int4, train, …"""
+    """teacher, train rows, benchmark of cpu-int4, …"""
     about: str
-    """What is good to know of it: rows, parameters, variant."""
+    """What is good to know of it: rows, parameters, variants."""
     summary: Summary
+
+    @property
+    def lines(self) -> tuple[str, str]:
+        """Name and more for a narrow box."""
+        head, _, measured = self.name.partition(" of ")
+        return (head, f"of {measured}") if measured else (self.name, self.about or self.summary.digest[:12])
 
 
 @dataclass(frozen=True)
@@ -109,7 +115,7 @@ def _name(summary: Summary, roles: dict[str, str]) -> str:
         return roles.get(summary.digest) or ("base model" if summary.step == "import" else "model")
     if summary.kind in ("evaluation", "benchmark"):
         measured = roles.get(str(facts.get("model_digest")), str(facts.get("variant", "")))
-        return f"{summary.kind}: {measured}" if measured else summary.kind
+        return f"{summary.kind} of {measured}" if measured else summary.kind
     return str(summary.kind)
 
 

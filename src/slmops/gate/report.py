@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -13,7 +14,7 @@ from markupsafe import Markup
 from slmops.artifacts import Summary
 from slmops.gate import charts, formatting, lineage, tables
 from slmops.gate.config import GateConfig
-from slmops.gate.formatting import NOTHING, fraction, share, size
+from slmops.gate.formatting import NOTHING, fraction, less, share, size
 from slmops.gate.judge import Check, Judgement, Subject, Verdict
 from slmops.records import read_jsonl
 
@@ -56,7 +57,8 @@ class Headline:
     title: str
     figure: str
     verdict: Verdict
-    lines: tuple[str, ...]
+    comparison: str
+    goal: str
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,7 @@ def render(
         measured_at=max((sidecar.created_at for sidecar in sidecars), default=None),
         subjects=subjects,
         headlines=_headlines(config, judgement, subjects),
+        raw_memory=_raw_memory(config, subjects[0], candidate),
         comparison=tables.comparison(subjects),
         accuracy_chart=_accuracy_chart(config, subjects),
         strata=strata,
@@ -118,6 +121,7 @@ def render(
         names={artifact.summary.digest: artifact.name for artifact in artifacts},
         picture=lineage.draw(artifacts),
         runs=runs,
+        settings=tables.settings(runs),
         longest_s=max((run.duration_s for run in runs), default=0.0) or 1.0,
         total=formatting.seconds(sum(run.duration_s for run in runs)),
         machine=tables.machine(subjects, artifacts),
@@ -129,74 +133,75 @@ def render(
 def _headlines(config: GateConfig, judgement: Judgement, subjects: tuple[Subject, Subject, Subject]) -> list[Headline]:
     teacher, student, candidate = subjects
     checks = {check.name: check for check in judgement.checks}
-    latency, taught = (subject.number("benchmark", "latency_ms_p50") for subject in (candidate, teacher))
-    accuracy = candidate.number("evaluation", "accuracy")
-    disk, full = (subject.number("benchmark", "size_bytes") for subject in (candidate, student))
-    around = tables.interval(candidate)
+    latency, memory, disk = (checks[name] for name in ("latency_saved", "memory_saved", "size_saved"))
+    taught = formatting.milliseconds(teacher.number("benchmark", "latency_ms_p50"))
+    peak, floor = candidate.number("benchmark", "peak_rss_bytes"), candidate.number("benchmark", "runtime_floor_bytes")
+    above = size(None if peak is None or floor is None else peak - floor)
     return [
-        Headline(
+        _headline(
             "Time per response",
-            formatting.milliseconds(latency),
-            checks["latency_saved"].verdict,
-            (
-                f"{share(checks['latency_saved'].value)} less than the teacher’s {formatting.milliseconds(taught)}.",
-                f"Goal: at least {share(config.min_latency_saved)} less.",
-            ),
+            formatting.milliseconds(candidate.number("benchmark", "latency_ms_p50")),
+            (latency,),
+            f"{less(latency.value)} than the teacher's {taught}.",
+            _goal(config.min_latency_saved),
         ),
-        Headline(
+        _headline(
             "Peak memory",
-            size(candidate.number("benchmark", "peak_rss_bytes")),
-            checks["memory_saved"].verdict,
-            _memory_lines(config, checks["memory_saved"], teacher, candidate),
+            size(peak),
+            (memory,),
+            f"{above} above the runtime's floor of {size(floor)}: {less(memory.value)} than the teacher's "
+            f"{size(teacher.number('benchmark', 'peak_rss_bytes'))}.",
+            f"{_goal(config.min_memory_saved)}, above the floor",
         ),
-        Headline(
+        _headline(
             "Accuracy",
-            fraction(accuracy),
-            _worst(checks["accuracy"], checks["accuracy_kept"]),
-            (
-                f"95 % interval {around or NOTHING}. {share(checks['accuracy_kept'].value)} of the teacher’s "
-                f"{fraction(teacher.number('evaluation', 'accuracy'))} kept.",
-                f"Goal: at least {share(config.min_accuracy_kept)} kept"
-                + (f", and {fraction(config.min_accuracy)} in itself." if config.min_accuracy else "."),
-            ),
+            fraction(candidate.number("evaluation", "accuracy")),
+            (checks["accuracy"], checks["accuracy_kept"]),
+            f"95 % interval {tables.interval(candidate) or NOTHING}. {share(checks['accuracy_kept'].value)} of the "
+            f"teacher's {fraction(teacher.number('evaluation', 'accuracy'))} kept.",
+            f"at least {share(config.min_accuracy_kept)} kept"
+            + (f", and {fraction(config.min_accuracy)} in itself" if config.min_accuracy else ""),
         ),
-        Headline(
+        _headline(
             "Size on disk",
-            size(disk),
-            checks["size_saved"].verdict,
-            (
-                f"{share(checks['size_saved'].value)} less than the full-precision student’s {size(full)}.",
-                f"Goal: at least {share(config.min_size_saved)} less.",
-            ),
+            size(candidate.number("benchmark", "size_bytes")),
+            (disk,),
+            f"{less(disk.value)} than the full-precision student's {size(student.number('benchmark', 'size_bytes'))}.",
+            _goal(config.min_size_saved),
         ),
     ]
 
 
-def _memory_lines(config: GateConfig, check: Check, teacher: Subject, candidate: Subject) -> tuple[str, ...]:
-    """The share above the floor, which the gate judges, and the raw share, which includes what no model can change."""
-    goal = share(config.min_memory_saved)
+def _headline(title: str, figure: str, checks: Sequence[Check], comparison: str, goal: str) -> Headline:
+    """With the reason in place of the comparison, if a check could not run."""
+    not_run = [check.detail for check in checks if check.verdict == "not_run"]
+    failed = any(check.verdict == "fail" for check in checks)
+    verdict: Verdict = "not_run" if not_run else "fail" if failed else "pass"
+    return Headline(title, figure, verdict, f"Not judged: {not_run[0]}." if not_run else comparison, goal)
+
+
+def _goal(saved: float) -> str:
+    return f"{'at least' if saved >= 0 else 'at most'} {less(saved)}"
+
+
+def _raw_memory(config: GateConfig, teacher: Subject, candidate: Subject) -> str | None:
+    """The share saved with the floor included, which the gate does not judge, and what the floor has to do with it."""
     peak, floor = candidate.number("benchmark", "peak_rss_bytes"), candidate.number("benchmark", "runtime_floor_bytes")
     reference = teacher.number("benchmark", "peak_rss_bytes")
-    if check.value is None or peak is None or floor is None or not reference:
-        return (f"Not judged: {check.detail}.", f"Goal: at least {goal} less than the teacher.")
-    raw = 1 - peak / reference
-    lines = [
-        f"{size(floor)} of it is the runtime’s floor, with no model loaded. The {size(peak - floor)} above it are "
-        f"{share(check.value)} less than the teacher’s {size(reference)}.",
-        f"Goal: at least {goal} less, above the floor.",
-    ]
+    if not peak or floor is None or not reference:
+        return None
+    raw, goal = 1 - peak / reference, share(config.min_memory_saved)
+    said = f"With the floor included, memory is {less(raw)} than the teacher's"
     if raw >= config.min_memory_saved:
-        return (*lines, f"Raw, floor included: {share(raw)} less, which holds too.")
+        return f"{said}, which meets the goal too."
+    said += (
+        f", which misses the goal of {goal}. The floor is what the runtime takes with no model loaded: {size(floor)}, "
+        f"or {share(floor / peak)} of the candidate's {size(peak)}."
+    )
     allowed = (1 - config.min_memory_saved) * reference
-    why = f"The floor makes up {share(floor / peak)} of the peak"
     if floor > allowed:
-        why += f", and alone exceeds the {size(allowed)} that the raw figure would allow"
-    return (*lines, f"Raw, floor included: {share(raw)} less, which misses {goal}. {why}.")
-
-
-def _worst(*checks: Check) -> Verdict:
-    verdicts = {check.verdict for check in checks}
-    return "not_run" if "not_run" in verdicts else "fail" if "fail" in verdicts else "pass"
+        said += f" No model in this runtime could meet it that way: it would allow {size(allowed)} in all."
+    return said
 
 
 def _accuracy_chart(config: GateConfig, subjects: Sequence[Subject]) -> Markup | None:
@@ -234,7 +239,8 @@ def _curves(artifacts: Sequence[lineage.Artifact]) -> list[Curve]:
 
 
 def _points(summary: Summary, name: str) -> list[tuple[float, float]]:
-    return [(step, loss) for step, loss in summary.facts.get(name) or [] if loss is not None and loss == loss]
+    points = summary.facts.get(name) or []
+    return [(step, loss) for step, loss in points if loss is not None and math.isfinite(loss)]
 
 
 def _roles(subjects: Sequence[Subject]) -> dict[str, str]:

@@ -123,9 +123,17 @@ def runs(artifacts: Iterable[Artifact]) -> list[Run]:
         first = made[0].summary
         duration_s = max(artifact.summary.duration_s for artifact in made)
         changed, defaults = _settings(first)
-        names = ", ".join(artifact.name.removeprefix(f"{artifact.summary.kind}: ") for artifact in made)
+        names = ", ".join(artifact.name.removeprefix(f"{artifact.summary.kind} of ") for artifact in made)
         found.append(Run(first.step, names, duration_s, formatting.seconds(duration_s), changed, defaults))
     return found
+
+
+def settings(runs: Iterable[Run]) -> list[tuple[str, str, Run]]:
+    """Steps with what they were run for, and one of the runs; those with the same settings are taken together."""
+    grouped: dict[str, list[Run]] = {}
+    for run in runs:
+        grouped.setdefault(json.dumps([run.step, run.changed, run.defaults]), []).append(run)
+    return [(same[0].step, ", ".join(run.made for run in same), same[0]) for same in grouped.values()]
 
 
 def machine(subjects: Sequence[Subject], artifacts: Iterable[Artifact]) -> list[tuple[str, str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import itertools
 import json
@@ -16,6 +15,7 @@ import yaml
 from slmops.config import Config
 from slmops.errors import ConfigError, explain_os_errors
 from slmops.kubeflow import registry
+from slmops.kubeflow.components import config_of
 from slmops.kubeflow.recipe import Recipe, check_known, field_names
 
 
@@ -132,7 +132,7 @@ def prepare(
 
 def write(pipeline: registry.Pipeline, recipe: Recipe, target: Path) -> None:
     """Compile `pipeline` with `recipe` into the file `target`."""
-    from kfp.compiler import Compiler
+    from kfp.compiler import Compiler  # type: ignore[import-untyped]
 
     with explain_os_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -179,11 +179,7 @@ def _task(name: str, task: Mapping[str, Any]) -> Task:
 
 def _config_of(step: str | None) -> type[Config] | None:
     """The Config of a step of ours; None for any other component."""
-    if step is None or importlib.util.find_spec(f"slmops.{step}") is None:
-        return None
-    module = importlib.import_module(f"slmops.{step}.config")
-    config = getattr(module, step.title().replace("_", "") + "Config")
-    return config if issubclass(config, Config) else None
+    return config_of(step) if step and importlib.util.find_spec(f"slmops.{step}") else None
 
 
 def _typed(name: str, text: str, kind: str) -> Any:

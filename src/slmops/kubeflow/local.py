@@ -28,7 +28,7 @@ from slmops.resume import WORK_DIR
 from slmops.step import RUNNER_PID, TERMINATION_LOG
 
 RUN_FILE = "run.json"
-NO_STEP_CODE = {"cli.py", "kubeflow", "demo", "edge"}
+NO_STEP_CODE = {"cli.py", "demo", "doctor.py", "edge", "kubeflow"}
 """Parts of the package that no step imports, so that a change there leaves the steps' results valid."""
 
 _EXIT_CODE = re.compile(r"\nexit code (\d+)\s*$")
@@ -75,7 +75,7 @@ def run(compiled: Compiled, arguments: Mapping[str, Any], *, output_dir: Path, u
 def _execute(
     compiled: Compiled, arguments: Mapping[str, Any], events: TaskEvents, output_dir: Path, use_cache: bool
 ) -> str:
-    from kfp import components, local
+    from kfp import components, local  # type: ignore[import-untyped]
 
     local.init(
         runner=local.SubprocessRunner(use_venv=False),

@@ -66,7 +66,7 @@ class TaskEvents(logging.Filter):
         self._started = time.monotonic()
         self.runs = [run for run in self.runs if run.component != component]  # a retry replaces what it repeats
         self.runs.append(TaskRun(self._display_names.get(component, component), component))
-        print(self.runs[-1].display_name, file=self._out, flush=True)
+        self._say(self.runs[-1].display_name)
 
     def _end(self, success: bool) -> None:
         run = self.runs[-1]
@@ -76,7 +76,11 @@ class TaskEvents(logging.Filter):
     def _cached(self, task_name: str, key: str) -> None:
         task = self._compiled.tasks[task_name]
         self.runs.append(TaskRun(task.display_name, task.component, "cached", cache_key=key))
-        print(f"{task.display_name}: done before, taken from the cache", file=self._out, flush=True)
+        self._say(f"{task.display_name}: done before, taken from the cache")
+
+    def _say(self, text: str) -> None:
+        self._out.write(f"{text}\n")
+        self._out.flush()
 
 
 class StepLines(io.TextIOBase):
@@ -108,4 +112,5 @@ class StepLines(io.TextIOBase):
             self._in_executor_input = line[match.end() :].startswith("Got executor_input:")
         elif line.strip():
             self.last = line.rstrip()
-            print(f"  {self.last}", file=self._out, flush=True)
+            self._out.write(f"  {self.last}\n")  # not print: KFP replaces that while a step runs
+            self._out.flush()

@@ -43,9 +43,12 @@ def check_known(names: Iterable[str], known: Iterable[str], what: str) -> None:
     for name in names:
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
-            lines.append(f"{name}: no such {what}" + (f"; did you mean {close[0]}?" if close else ""))
+            section = f"{name.partition('.')[0]}." if "." in name else ""
+            choices = [k for k in known if k.startswith(section)] or sorted({k.partition(".")[0] + ".*" for k in known})
+            hint = f"did you mean {close[0]}? " if close else ""
+            lines.append(f"{name}: no such {what}; {hint}There are: {', '.join(choices)}")
     if lines:
-        raise ConfigError("\n  ".join(lines) + f"\n  the {what}s are: " + ", ".join(known))
+        raise ConfigError("\n".join(lines))
 
 
 def _merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -38,7 +40,7 @@ class Server:
         self._check_health(token)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # that the client needs a KFP server of version 2
-            from kfp import Client
+            from kfp import Client  # type: ignore[import-untyped]
 
             self._client = self._ask(lambda: Client(host=self.host, namespace=namespace, existing_token=token))
 
@@ -103,11 +105,12 @@ class Server:
         self._check_status(answer.status)
 
     def _ask(self, request: Callable[[], T]) -> T:
-        from kfp_server_api import ApiException
+        from kfp_server_api import ApiException  # type: ignore[import-untyped]
         from urllib3.exceptions import HTTPError
 
         try:
-            return request()
+            with redirect_stdout(io.StringIO()):  # kfp's client prints addresses of its own
+                return request()
         except ApiException as error:
             self._check_status(error.status or 0, str(error.body or ""))
             raise

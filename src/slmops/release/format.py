@@ -35,6 +35,10 @@ FILE_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,100}\.(onnx|onnx\.data|json|jinja|txt
 class _Object(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
 
+
+class _Stored(_Object):
+    """An object of its own in the store."""
+
     def to_bytes(self) -> bytes:
         """Canonical JSON: the same content has the same bytes, and so the same digest."""
         content = self.model_dump(mode="json")
@@ -79,7 +83,7 @@ class Requirements(_Object):
     """Peak resident memory of that benchmark."""
 
 
-class Manifest(_Object):
+class Manifest(_Stored):
     """One variant: its files, and what it needs."""
 
     schema_version: Literal[1] = 1
@@ -126,7 +130,7 @@ class Ancestor(_Object):
     parents: tuple[Sha256, ...] = Field(strict=False, max_length=100)
 
 
-class Release(_Object):
+class Release(_Stored):
     """What a channel points to: variants in order of preference, and where they come from."""
 
     schema_version: Literal[1] = 1
@@ -135,7 +139,7 @@ class Release(_Object):
     lineage: tuple[Ancestor, ...] = Field(strict=False, max_length=1000)
 
 
-class Channel(_Object):
+class Channel(_Stored):
     """Which release the nodes of one pool should run."""
 
     schema_version: Literal[1] = 1
@@ -144,7 +148,7 @@ class Channel(_Object):
     """Rises with every change; a node never goes back to a lower one."""
 
 
-O = TypeVar("O", bound=_Object)  # noqa: E741
+Stored = TypeVar("Stored", bound=_Stored)
 
 
 def blob_key(digest: str) -> str:
@@ -159,7 +163,7 @@ def release_key(digest: str) -> str:
     return f"v1/releases/sha256/{digest}.json"
 
 
-def parse(kind: type[O], data: bytes, where: str) -> O:
+def parse(kind: type[Stored], data: bytes, where: str) -> Stored:
     """Read an object strictly.
 
     Raises:
@@ -171,7 +175,7 @@ def parse(kind: type[O], data: bytes, where: str) -> O:
         raise DataError(f"{where} is refused: {explain(error, kind.__name__)}; publish again") from None
 
 
-def read_verified(store: Store, kind: type[O], key: str, digest: str) -> O:
+def read_verified(store: Store, kind: type[Stored], key: str, digest: str) -> Stored:
     """Read a content-addressed object and check its digest before anything looks into it.
 
     Raises:

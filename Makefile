@@ -1,0 +1,48 @@
+# Two commands: `make demo` and `make test`. Both set up all that they need below .venv.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV ?= .venv
+PROFILE ?= full
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install -c constraints.txt
+
+.PHONY: help demo test check compile new clean
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+demo: $(VENV)/.demo ## From a real model to an answer at the edge (PROFILE=smoke: a tiny model, under 2 minutes)
+	$(BIN)/python -m slmops.demo --profile $(PROFILE)
+
+test: $(VENV)/.dev ## Set up everything and run all tests
+	@tools/install-browser
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.dev ## Format, lint, type-check, check layers, regenerate; then the tree must be clean
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m slmops.kubeflow.generate
+	@git diff --exit-code --stat || { echo 'error: the files above were not formatted or generated; commit them'; exit 1; }
+
+compile: $(VENV)/.dev ## Regenerate what is generated: component.yaml, READMEs, manifests/pipelines
+	$(BIN)/python -m slmops.kubeflow.generate
+
+new: $(VENV)/.dev ## Scaffold a component: make new STEP=verb_noun CATEGORY=training
+	@test -n "$(STEP)" -a -n "$(CATEGORY)" || { echo 'usage: make new STEP=verb_noun CATEGORY=training'; exit 2; }
+	$(BIN)/slmops new $(STEP) --category $(CATEGORY)
+
+clean: ## Remove the virtual environment and everything that runs have written
+	rm -rf $(VENV) .work build dist src/*.egg-info
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo 'error: Python 3.11 or newer is needed; set PYTHON=/path/to/it'; exit 2; }
+	@$(PYTHON) -m venv $(VENV) || { echo 'error: no virtual environment; on Debian: apt-get install python3-venv'; exit 2; }
+
+$(VENV)/.demo $(VENV)/.dev: $(VENV)/.%: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "installing the packages of slmops[$*]; this takes some minutes the first time"
+	$(PIP) --quiet --editable '.[$*]'
+	@touch $@

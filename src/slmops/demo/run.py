@@ -1,0 +1,176 @@
+"""The demo: from a real base model to an answer at the edge, by the commands that a user would type."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from slmops import artifacts
+from slmops.artifacts import Sidecar
+from slmops.demo import building_commands, processes
+from slmops.demo.models import fetch_smollm2, make_tiny_model
+from slmops.demo.object_store import object_store
+from slmops.errors import SlmopsError, TransientError
+from slmops.progress import set_up_logging
+
+CHANNEL = "demo"
+SYSTEM_PROMPT = "Building devices."
+REQUESTS = (
+    "could you dim the lights in the kitchen to 30 percent please",
+    "unlock the garage door, no wait, lock it",
+    "what's the weather like in Lisbon?",
+)
+SERVER_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One size of the demo."""
+
+    recipe: str
+    num_rows: int
+    real_model: bool
+
+
+PROFILES = {
+    "full": Profile(recipe="demo", num_rows=6000, real_model=True),
+    "smoke": Profile(recipe="smoke", num_rows=400, real_model=False),
+}
+
+
+def run(profile_name: str, work_dir: Path) -> None:
+    """Run everything below `work_dir`; a run that was killed goes on where it was.
+
+    Raises:
+        SlmopsError: a part failed; what it said is on the screen.
+    """
+    set_up_logging()
+    started = time.monotonic()
+    profile = PROFILES[profile_name]
+    work_dir = work_dir.resolve()
+    work_dir.mkdir(parents=True, exist_ok=True)
+    _say("1", "a base model and a data set")
+    base = fetch_smollm2(work_dir.parent / "models") if profile.real_model else make_tiny_model(work_dir / "tiny")
+    rows = building_commands.write(work_dir / "building_commands.jsonl", num_rows=profile.num_rows)
+    print(f"   base model {base}\n   data set   {rows}")
+    with object_store(work_dir / "object-store") as store:
+        environment = os.environ | store.environment()
+        uri = f"{store.make_bucket('releases')}/models"
+        _say("2", f"the pipeline, on this machine, with the object store at {store.endpoint_url}")
+        settings = {
+            "data_uri": rows,
+            "base_model_uri": base,
+            "store_uri": uri,
+            "channel": CHANNEL,
+            "prompt_template": "{request}",
+            "completion_template": "{command}",
+            "system_prompt": SYSTEM_PROMPT,
+        }
+        _slmops(
+            ["run", "distill_to_edge", "--recipe", profile.recipe, "--output-dir", str(work_dir / "run")]
+            + [argument for name, value in settings.items() for argument in ("--set", f"{name}={value}")],
+            environment,
+        )
+        _say("3", "an edge node pulls the release")
+        node = work_dir / "node"
+        _slmops(["edge", "pull", "--store", uri, "--channel", CHANNEL, "--root", str(node)], environment)
+    _say("4", "the edge node serves it, without the object store, and the public openai client asks")
+    with _serving(node) as base_url:
+        for request in REQUESTS:
+            print(f"   {request}\n     → {_ask(base_url, request)}")
+    _say("5", "what came out")
+    record = json.loads((work_dir / "run" / "run.json").read_text())
+    for line in headline(artifacts.expect(Path(record["tasks"]["gate"]["outputs"]["verdict"]), "verdict")):
+        print(f"   {line}")
+    print(f"   took {time.monotonic() - started:.0f} s")
+    print(f"   report: {record['reports']['gate']}")
+
+
+def headline(verdict: Sidecar) -> Iterator[str]:
+    """The four figures that the demo is about, each beside what was wanted."""
+    facts = verdict.facts
+    yield f"gate: {facts['verdict']}: {facts['reason']}"
+    for check in facts["checks"]:
+        yield f"{check['verdict']:<7} {check['detail']}"
+
+
+def _say(number: str, what: str) -> None:
+    print(f"\n\033[1m{number}. {what}\033[0m" if sys.stdout.isatty() else f"\n{number}. {what}", flush=True)
+
+
+def _slmops(arguments: Sequence[str], environment: dict[str, str]) -> None:
+    """Run a command of slmops, shown as a user would type it.
+
+    Raises:
+        SlmopsError: it failed; it has said why.
+    """
+    print(f"   $ slmops {shlex.join(arguments)}", flush=True)
+    process = processes.start([sys.executable, "-m", "slmops.cli", *arguments], env=environment)
+    try:
+        code = process.wait()
+    except BaseException:
+        process.terminate()
+        process.wait()
+        raise
+    if code != 0:
+        error = SlmopsError(f"`slmops {arguments[0]}` ended with code {code}; the reason is above")
+        error.exit_code = code
+        raise error
+
+
+@contextmanager
+def _serving(node: Path) -> Iterator[str]:
+    """Serve the node's current release on a free port; yield its base URL."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    arguments = ["edge", "serve", "--root", str(node), "--port", str(port)]
+    print(f"   $ slmops {shlex.join(arguments)}", flush=True)
+    log_path = node.parent / "serve.log"
+    with open(log_path, "w") as server_log:
+        server = processes.start(
+            [sys.executable, "-m", "slmops.cli", *arguments], stdout=server_log, stderr=subprocess.STDOUT
+        )
+    try:
+        _wait_until_healthy(f"http://127.0.0.1:{port}/healthz", server, log_path)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def _wait_until_healthy(url: str, server: subprocess.Popen[bytes], log_path: Path) -> None:
+    deadline = time.monotonic() + SERVER_TIMEOUT_S
+    while time.monotonic() < deadline and server.poll() is None:
+        try:
+            with urllib.request.urlopen(url, timeout=2):  # noqa: S310 - our own server on loopback
+                return
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            time.sleep(0.1)
+    raise TransientError(f"the server did not start; read {log_path}")
+
+
+def _ask(base_url: str, request: str) -> str:
+    """One answer of the served model, by the public client."""
+    from openai import OpenAI
+
+    client = OpenAI(base_url=base_url, api_key="not-needed")
+    model = client.models.list().data[0].id
+    answer = client.chat.completions.create(
+        model=model,
+        messages=[{"role": "system", "content": SYSTEM_PROMPT}, {"role": "user", "content": request}],
+        max_tokens=48,
+        temperature=0,
+    )
+    return answer.choices[0].message.content or ""

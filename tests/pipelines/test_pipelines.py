@@ -1,0 +1,140 @@
+"""The pipelines: compiled files up to date, few parameters, settings checked before anything runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from slmops.errors import ConfigError
+from slmops.kubeflow import registry
+from slmops.kubeflow.compile import Compiled, prepare, with_changes
+from slmops.kubeflow.components import component_folders
+from slmops.kubeflow.generate import checkout, command_page, components_page, write_pipelines
+from slmops.kubeflow.recipe import Recipe
+
+RECIPES = [(name, recipe) for name in registry.names() for recipe in sorted(registry.find(name).recipes)]
+REQUIRED = {"data_uri": "rows.csv", "base_model_uri": "base", "store_uri": "./store"}
+
+
+def _compiled(tmp_path: Path, pipeline: str, recipe: str = "default", *settings: str) -> Compiled:
+    return prepare(pipeline, recipe, settings, tmp_path / "p.yaml")[0]
+
+
+@pytest.mark.parametrize(("pipeline", "recipe"), RECIPES)
+def test_every_recipe_compiles_to_settings_that_its_steps_take(tmp_path: Path, pipeline: str, recipe: str) -> None:
+    compiled = _compiled(tmp_path, pipeline, recipe)
+    assert len(compiled.parameters) <= 8
+    assert all(parameter.get("description") for parameter in compiled.parameters.values())
+    compiled.check_settings(compiled.arguments(REQUIRED))
+
+
+def test_generated_files_are_up_to_date(tmp_path: Path) -> None:
+    root = checkout()
+    page = write_pipelines(tmp_path)
+    for name in registry.names():
+        stored = root / "manifests" / "pipelines" / f"{name}.yaml"
+        assert stored.read_text() == (tmp_path / f"{name}.yaml").read_text(), "run `make generate`"
+    reference = root / "docs" / "reference"
+    assert (reference / "pipelines.md").read_text() == page, "run `make generate`"
+    assert (reference / "components.md").read_text() == components_page(component_folders()), "run `make generate`"
+    assert (reference / "command.md").read_text() == command_page(), "run `make generate`"
+
+
+def test_compiling_twice_gives_the_same_bytes(tmp_path: Path) -> None:
+    one = _compiled(tmp_path, "distill_to_edge").path.read_bytes()
+    assert _compiled(tmp_path, "distill_to_edge").path.read_bytes() == one
+
+
+def test_what_distill_to_edge_runs(tmp_path: Path) -> None:
+    compiled = _compiled(tmp_path, "distill_to_edge")
+    tasks = {task.display_name: task for task in compiled.tasks.values()}
+    assert tasks.keys() == {
+        "prepare-data",
+        "import-base-model",
+        "finetune-teacher",
+        "generate-responses",
+        "distill",
+        "quantize",
+        *(f"{what}-{who}" for what in ("evaluate", "benchmark") for who in ("teacher", "student", "candidate")),
+        "gate",
+        "publish",
+    }
+    assert {n for n, t in tasks.items() if not t.cached} == {
+        "benchmark-teacher",
+        "benchmark-student",
+        "benchmark-candidate",
+        "publish",
+    }
+    assert tasks["evaluate-teacher"].settings["variant"] == "full_precision"
+    assert tasks["evaluate-candidate"].settings["variant"] == "cpu-int4"
+    assert compiled.cached_inputs() == {
+        "data_uri",
+        "base_model_uri",
+        "prompt_template",
+        "completion_template",
+        "system_prompt",
+    }
+
+
+def test_the_gate_gets_each_figure_from_its_own_model(tmp_path: Path) -> None:
+    spec = _compiled(tmp_path, "distill_to_edge").spec
+    tasks: dict[str, Any] = spec["root"]["dag"]["tasks"]
+    wires = tasks["gate"]["inputs"]["artifacts"]
+    for name, wire in wires.items():
+        who, what = name.split("_")
+        producer = tasks[wire["taskOutputArtifact"]["producerTask"]]
+        step = {"evaluation": "evaluate", "benchmark": "benchmark"}[what]
+        assert producer["taskInfo"]["name"] == f"{step}-{who}"
+
+
+def test_the_recipe_gives_the_templates_that_a_run_may_change(tmp_path: Path) -> None:
+    compiled = _compiled(tmp_path, "distill_to_edge", "default", "prepare_data.prompt_template=Say {text}")
+    assert compiled.parameters["prompt_template"]["defaultValue"] == "Say {text}"
+
+
+def test_changes_are_typed_and_checked_by_the_steps_own_settings() -> None:
+    recipe = registry.find("distill_to_edge").recipe("default")
+    changed: Any = with_changes(recipe, {"distill.num_epochs": "3", "distill.keep_layers": "[0, 2]"})
+    assert changed.distill.num_epochs == 3.0
+    assert changed.distill.keep_layers == [0, 2]
+    with pytest.raises(ConfigError) as error:
+        with_changes(recipe, {"distill.num_epochs": "-1", "gate.min_rows": "many"})
+    assert "distill.num_epochs: input should be greater than 0, got '-1'" in str(error.value)
+    assert "gate.min_rows: input should be a valid integer" in str(error.value)
+
+
+@pytest.mark.parametrize("field", ["prepare_data.source_uri", "evaluate.variant", "benchmark.variant"])
+def test_what_the_pipeline_wires_cannot_be_set_in_a_recipe(field: str) -> None:
+    with pytest.raises(ConfigError, match=f"{field}: no such field of the recipe"):
+        with_changes(registry.find("distill_to_edge").recipe("default"), {field: "x"})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"generate_responses.logits_top_k": "0"}, "needs generate_responses.logits_top_k of 1 or more, got 0"),
+        ({"distill.temperature": "2"}, "distill.temperature must equal generate_responses.logits_temperature 1"),
+    ],
+)
+def test_sections_that_do_not_fit_each_other_are_refused(changes: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        with_changes(registry.find("distill_to_edge").recipe("default"), changes)
+
+
+def test_a_recipe_is_not_changed_in_place() -> None:
+    recipe = registry.find("distill_to_edge").recipe("default")
+    before = recipe.model_dump()
+    recipe.changed({"distill": {"num_epochs": 9.0}})
+    assert recipe.model_dump() == before
+    assert isinstance(recipe, Recipe)
+
+
+def test_a_misspelt_address_is_found_before_anything_runs(tmp_path: Path) -> None:
+    compiled = _compiled(tmp_path, "distill_to_edge")
+    arguments = compiled.arguments(REQUIRED | {"store_uri": "s3:/bucket", "channel": "No_Such"})
+    with pytest.raises(ConfigError) as error:
+        compiled.check_settings(arguments)
+    assert "store_uri" in str(error.value)
+    assert "channel" in str(error.value)

@@ -1,0 +1,87 @@
+"""evaluate: both runtimes agree on the same weights, and figures follow from the kept predictions."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binomtest
+
+from slmops.errors import ArtifactError, ConfigError
+from slmops.evaluate.config import EvaluateConfig
+from slmops.evaluate.run import PREDICTIONS, perplexity, run, same_json, same_text, wilson_interval
+from slmops.quantize.config import QuantizeConfig
+from slmops.quantize.run import run as quantize
+from slmops.records import read_jsonl
+
+
+def quick(**settings: object) -> EvaluateConfig:
+    return EvaluateConfig.create({"max_new_tokens": 16} | settings)
+
+
+def test_a_full_precision_model_and_its_8_bit_variant_agree(
+    tiny_teacher: Path, held_out_rows: Path, tmp_path: Path
+) -> None:
+    quantize(QuantizeConfig(variants=["cpu-int8"]), model=tiny_teacher, variants=tmp_path / "variants")
+    whole = run(quick(), model=tiny_teacher, test=held_out_rows, evaluation=tmp_path / "whole")
+    small = run(
+        quick(variant="cpu-int8"), model=tmp_path / "variants", test=held_out_rows, evaluation=tmp_path / "small"
+    )
+    assert whole.facts["accuracy"] > 0.8
+    assert small.facts["accuracy"] == pytest.approx(whole.facts["accuracy"], abs=0.06)
+    assert small.facts["perplexity"] == pytest.approx(whole.facts["perplexity"], rel=0.02)
+    assert small.facts["model_digest"] != whole.facts["model_digest"]
+
+
+def test_figures_follow_from_the_kept_predictions(tiny_teacher: Path, held_out_rows: Path, tmp_path: Path) -> None:
+    facts = run(quick(), model=tiny_teacher, test=held_out_rows, evaluation=tmp_path / "evaluation").facts
+    predictions = [row for _, row in read_jsonl(tmp_path / "evaluation" / PREDICTIONS)]
+    assert len(predictions) == facts["num_rows"] == 40
+    assert sum(row["prediction"].strip() == row["reference"].strip() for row in predictions) == facts["num_correct"]
+    assert facts["accuracy_low"] < facts["accuracy"] < facts["accuracy_high"]
+    assert sum(total for _, total in facts["by_stratum"].values()) == 40
+
+
+@given(st.integers(1, 5000).flatmap(lambda rows: st.tuples(st.integers(0, rows), st.just(rows))))
+def test_the_interval_is_wilsons(counts: tuple[int, int]) -> None:
+    expected = binomtest(*counts).proportion_ci(0.95, method="wilson")
+    assert wilson_interval(*counts) == pytest.approx((expected.low, expected.high), abs=1e-9)
+
+
+def test_perplexity_is_per_token_not_per_row() -> None:
+    assert perplexity([(math.log(2) * 3, 3), (math.log(8), 1)]) == pytest.approx(2 ** (6 / 4))
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "text", "json"),
+    [
+        ('{"a":1,"b":2}', '{"b": 2, "a": 1}', False, True),
+        (" on light\n", "on light", True, False),
+        ('{"a":1', '{"a":1}', False, False),
+        ('{"a":1} and more', '{"a":1}', False, False),
+    ],
+)
+def test_what_counts_as_right(answer: str, reference: str, text: bool, json: bool) -> None:
+    assert same_text(answer, reference) is text
+    assert same_json(answer, reference) is json
+
+
+def test_a_variant_that_was_not_built_is_named(tiny_variants: Path, held_out_rows: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="lists no variant 'cpu-int8'; it holds cpu-int4"):
+        run(quick(variant="cpu-int8"), model=tiny_variants, test=held_out_rows, evaluation=tmp_path / "evaluation")
+
+
+def test_a_half_written_model_is_refused(tiny_model: Path, held_out_rows: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for file in tiny_model.iterdir():
+        data = file.read_bytes()
+        (broken / file.name).write_bytes(data[: len(data) // 2] if file.suffix == ".safetensors" else data)
+    with pytest.raises(Exception, match=r"has [\d,]+ bytes where its header says [\d,]+; copy the model again"):
+        run(quick(), model=broken, test=held_out_rows, evaluation=tmp_path / "evaluation")
+    with pytest.raises(ArtifactError, match="does not exist"):
+        run(quick(), model=tiny_model, test=tmp_path / "nothing", evaluation=tmp_path / "evaluation")
+    assert not (tmp_path / "evaluation").exists()

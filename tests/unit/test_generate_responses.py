@@ -1,0 +1,81 @@
+"""generate_responses: greedy answers are those of one prompt alone, sampling repeats, finished batches are not asked again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from slmops import artifacts, torch_models
+from slmops.cached_logits import open_cached_logits
+from slmops.errors import DataError
+from slmops.generate_responses import run as step
+from slmops.generate_responses.config import GenerateResponsesConfig
+from slmops.records import read_records
+from slmops.training.batches import encode_rows
+
+
+def quick(**settings: object) -> GenerateResponsesConfig:
+    return GenerateResponsesConfig.create({"max_new_tokens": 16, "max_rows": 24, "dtype": "float32"} | settings)
+
+
+def test_batched_answers_are_those_of_each_prompt_alone(tiny_teacher: Path, train_rows: Path, tmp_path: Path) -> None:
+    step.run(quick(batch_size=8), prompts=train_rows, teacher=tiny_teacher, responses=tmp_path / "batched")
+    step.run(quick(batch_size=1), prompts=train_rows, teacher=tiny_teacher, responses=tmp_path / "alone")
+    batched, alone = read_records(tmp_path / "batched"), read_records(tmp_path / "alone")
+    assert batched == alone
+    assert [row.prompt for row in batched] == [row.prompt for row in read_records(train_rows)[:24]]
+
+
+def test_kept_logits_are_the_teachers_own(tiny_teacher: Path, tiny_responses: Path) -> None:
+    records = read_records(tiny_responses)
+    cached = open_cached_logits(tiny_responses, len(records))
+    model = torch_models.load_model(tiny_teacher, dtype=torch.float32, device=torch.device("cpu"))
+    for row in encode_rows(torch_models.load_tokenizer(tiny_teacher), records, 512, last_turn_only=True)[:5]:
+        with torch.no_grad():
+            logits = model(torch.tensor([row.input_ids])).logits[0]
+        expected, ids = torch.log_softmax(logits[[at - 1 for at in row.targets]] / 2.0, -1).topk(8, -1)
+        kept = slice(cached.row_starts[row.index], cached.row_starts[row.index + 1])
+        np.testing.assert_allclose(cached.top_log_probs[kept], expected.numpy(), rtol=2e-3, atol=2e-3)
+        assert (cached.top_ids[kept][:, 0] == ids[:, 0].numpy()).all()
+
+
+def test_sampling_repeats_with_its_seed(tiny_teacher: Path, train_rows: Path, tmp_path: Path) -> None:
+    answers = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        config = quick(decoding="sample", temperature=1.5, seed=seed)
+        step.run(config, prompts=train_rows, teacher=tiny_teacher, responses=tmp_path / name)
+        answers.append([row.completion for row in read_records(tmp_path / name)])
+    assert answers[0] == answers[1]
+    assert answers[0] != answers[2]
+
+
+def test_finished_batches_survive_a_stop(
+    tiny_teacher: Path, train_rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The step is stopped in its third batch; the second run asks for that batch only."""
+    asked: list[int] = []
+    answer_batch = step.answer_batch
+
+    def counted(*arguments: object) -> object:
+        asked.append(1)
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return answer_batch(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(step, "answer_batch", counted)
+    inputs = {"prompts": train_rows, "teacher": tiny_teacher, "responses": tmp_path / "responses"}
+    with pytest.raises(KeyboardInterrupt):
+        step.run(quick(batch_size=8), **inputs)
+    assert not (tmp_path / "responses").exists()
+    step.run(quick(batch_size=8), **inputs)
+    assert len(asked) == 4
+    assert artifacts.read(tmp_path / "responses").facts["num_rows"] == 24
+
+
+def test_a_teacher_that_never_ends_its_answers_is_an_error(tiny_teacher: Path, train_rows: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no usable answer to 24 prompts .*raise max_new_tokens"):
+        step.run(quick(max_new_tokens=1), prompts=train_rows, teacher=tiny_teacher, responses=tmp_path / "responses")
+    assert not (tmp_path / "responses").exists()

@@ -1,0 +1,126 @@
+"""Only what passed the gate is published, the same input gives the same release, and again changes nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from slmops import artifacts
+from slmops.errors import ArtifactError, GateError, StoreError
+from slmops.publish.config import PublishConfig
+from slmops.publish.run import run
+from slmops.release.format import Manifest, Release, blob_key, manifest_key, read_verified, release_key
+from slmops.release.metadata import read_channel
+from slmops.storage import LocalStore
+
+FILES = {
+    "genai_config.json": b'{"model": {"context_length": 64}}',
+    "model.onnx": b"graph",
+    "model.onnx.data": b"w" * 99,
+}
+
+
+def write_inputs(base: Path, *, verdict: str = "pass", digest: str | None = None) -> dict[str, Path]:
+    """A variants artifact and a verdict on it, with the facts that the real steps write."""
+    with artifacts.writing(base / "variants", kind="variants", step="quantize") as variants:
+        facts = {}
+        for name in ("cpu-int4", "cpu-int8"):
+            (variants.path / name).mkdir()
+            for file, content in FILES.items():
+                (variants.path / name / file).write_bytes(content + (name.encode() if file == "model.onnx" else b""))
+            entries = list(artifacts.list_files(variants.path / name))
+            facts[name] = {"digest": artifacts.digest_of(entries), "size_bytes": sum(e.size_bytes for e in entries)}
+        variants.facts["variants"] = facts
+    candidate = digest or facts["cpu-int4"]["digest"]
+    assert variants.sidecar is not None
+    with artifacts.writing(base / "b", kind="benchmark", step="benchmark", parents=[variants.sidecar]) as benchmark:
+        (benchmark.path / "b.json").write_text("{}")
+        benchmark.facts.update(model_digest=candidate, runtime="onnxruntime-genai 0.18.0", peak_rss_bytes=150_000_000)
+    assert benchmark.sidecar is not None
+    with artifacts.writing(base / "verdict", kind="verdict", step="gate", parents=[benchmark.sidecar]) as judged:
+        (judged.path / "verdict.json").write_text(verdict)
+        judged.facts.update(
+            verdict=verdict, reason="accuracy 0.5 < 0.9", variant="cpu-int4", candidate_digest=candidate
+        )
+    return {"variants": base / "variants", "verdict": base / "verdict", "release": base / "release"}
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> PublishConfig:
+    return PublishConfig(store_uri=str(tmp_path / "store"), channel="lab")
+
+
+@pytest.fixture
+def store(config: PublishConfig) -> LocalStore:
+    return LocalStore(Path(config.store_uri))
+
+
+def test_a_reader_finds_all_of_the_release(tmp_path: Path, config: PublishConfig, store: LocalStore) -> None:
+    sidecar = run(config, **write_inputs(tmp_path))
+    channel = read_channel(store, "lab")
+    assert channel is not None
+    assert (channel.release_digest, channel.sequence) == (sidecar.facts["release_digest"], sidecar.facts["sequence"])
+    release = read_verified(store, Release, release_key(channel.release_digest), channel.release_digest)
+    assert [variant.name for variant in release.variants] == ["cpu-int4"]
+    assert [ancestor.kind for ancestor in release.lineage] == ["variants", "benchmark", "verdict"]
+    digest = release.variants[0].manifest_digest
+    manifest = read_verified(store, Manifest, manifest_key(digest), digest)
+    assert manifest.requirements.runtime_version == "0.18.0"
+    assert manifest.requirements.ram_bytes == 150_000_000
+    found = {file.path: store.read(blob_key(file.sha256), 10_000) for file in manifest.files}
+    assert found == {**FILES, "model.onnx": b"graphcpu-int4"}
+    assert sidecar.facts["num_blobs"] == 3
+    assert artifacts.expect(tmp_path / "release", "release") == sidecar
+
+
+def test_again_changes_nothing_and_says_so(
+    tmp_path: Path, config: PublishConfig, store: LocalStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = run(config, **write_inputs(tmp_path))
+    before = {key: store.stat(key) for key in store.list("")}
+    caplog.set_level("INFO", "slmops")
+    second = run(config, **write_inputs(tmp_path))
+    assert {key: store.stat(key) for key in store.list("")} == before
+    assert second.facts == first.facts | {"bytes_uploaded": 0}
+    assert second.digest == first.digest
+    assert "already points to" in caplog.text
+
+
+def test_another_channel_shares_the_bytes(tmp_path: Path, config: PublishConfig) -> None:
+    first = run(config, **write_inputs(tmp_path))
+    other = run(config.model_copy(update={"channel": "field"}), **write_inputs(tmp_path))
+    assert other.facts["release_digest"] == first.facts["release_digest"]
+    assert (other.facts["bytes_uploaded"], other.facts["sequence"]) == (0, 1)
+
+
+@pytest.mark.parametrize("verdict", ["fail", "not_run"])
+def test_without_a_pass_nothing_is_written(tmp_path: Path, config: PublishConfig, verdict: str) -> None:
+    with pytest.raises(GateError, match=f"^gate: {verdict}: accuracy 0.5 < 0.9$"):
+        run(config, **write_inputs(tmp_path, verdict=verdict))
+    assert not Path(config.store_uri).exists()
+
+
+def test_a_verdict_on_other_variants_does_not_count(tmp_path: Path, config: PublishConfig) -> None:
+    with pytest.raises(GateError, match="judged another cpu-int4"):
+        run(config, **write_inputs(tmp_path, digest="d" * 64))
+
+
+def test_a_file_changed_after_the_gate_is_refused(tmp_path: Path, config: PublishConfig) -> None:
+    inputs = write_inputs(tmp_path)
+    (inputs["variants"] / "cpu-int4" / "model.onnx.data").write_bytes(b"W" * 99)
+    with pytest.raises(ArtifactError, match="was changed after it was quantized"):
+        run(config, **inputs)
+
+
+def test_a_half_written_blob_keeps_the_channel_where_it_is(
+    tmp_path: Path, config: PublishConfig, store: LocalStore
+) -> None:
+    sidecar = run(config, **write_inputs(tmp_path / "a"))
+    blob = store.root / next(key for key in store.list("v1/blobs/"))
+    blob.write_bytes(blob.read_bytes()[:-1])
+    with pytest.raises(StoreError, match=r"bytes, it must have .* remove that object"):
+        run(config.model_copy(update={"channel": "other"}), **write_inputs(tmp_path / "b"))
+    assert read_channel(store, "other") is None
+    assert read_channel(store, "lab") is not None
+    assert sidecar.facts["sequence"] == 1
