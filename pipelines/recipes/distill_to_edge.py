@@ -42,31 +42,36 @@ def demo() -> Recipe:
     """For SmolLM2-135M and short commands on two CPU cores: 6 of its 30 layers."""
     return default().changed(
         {
-            "prepare_data": {"split_by": "column"},
-            "finetune": {"learning_rate": 1e-3, "max_length": 128},
-            "generate_responses": {"max_new_tokens": 48},
+            "prepare_data": {"split_by": "column", "stratify_by": "kind"},
+            "finetune": {"num_epochs": 0.16, "learning_rate": 1e-3, "batch_size": 8, "max_length": 128},
+            "generate_responses": {"max_rows": 1200, "max_new_tokens": 40, "batch_size": 64},
             "distill": {
-                "num_epochs": 3,
+                "num_epochs": 2,
                 "learning_rate": 1e-3,
                 "max_length": 128,
                 "keep_layers": [0, 6, 12, 18, 24, 29],
             },
-            "evaluate": {"match": "json", "max_rows": 300, "max_new_tokens": 48},
-            "benchmark": {"max_new_tokens": 48},
+            "evaluate": {"match": "json", "max_rows": 200, "max_new_tokens": 40, "batch_size": 64},
+            "benchmark": {"num_requests": 20, "num_warmup": 2, "max_new_tokens": 40},
         }
     )
 
 
 def smoke() -> Recipe:
-    """For a tiny random model: it proves the plumbing and nothing else, so the gate asks for nothing."""
-    return default().changed(
+    """For a tiny random model on the demo's data: it proves the plumbing and nothing else, so the gate asks for nothing."""
+    return demo().changed(
         {
-            "prepare_data": {"test_fraction": 0.2, "validation_fraction": 0.2},
-            "finetune": {"method": "full", "num_epochs": 10, "learning_rate": 5e-3, "dtype": "float32"},
-            "generate_responses": {"max_rows": 16, "max_new_tokens": 16, "logits_top_k": 8, "dtype": "float32"},
-            "distill": {"batch_size": 4, "dtype": "float32", "keep_layers": [0]},
-            "evaluate": {"max_rows": 8, "max_new_tokens": 8},
-            "benchmark": {"num_requests": 2, "num_warmup": 1, "max_new_tokens": 8},
+            "finetune": {
+                "method": "full",
+                "num_epochs": 3,
+                "learning_rate": 5e-3,
+                "batch_size": 16,
+                "dtype": "float32",
+            },
+            "generate_responses": {"max_rows": 64, "max_new_tokens": 40, "logits_top_k": 8, "dtype": "float32"},
+            "distill": {"num_epochs": 4, "dtype": "float32", "keep_layers": [0, 3]},
+            "evaluate": {"max_rows": 64},
+            "benchmark": {"num_requests": 2, "num_warmup": 1},
             "gate": {
                 "min_accuracy_kept": 0.0,
                 "min_latency_saved": -100.0,

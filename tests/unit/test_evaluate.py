@@ -13,6 +13,7 @@ from scipy.stats import binomtest
 from slmops.errors import ArtifactError, ConfigError
 from slmops.evaluate.config import EvaluateConfig
 from slmops.evaluate.run import PREDICTIONS, perplexity, run, same_json, same_text, wilson_interval
+from slmops.inference.runtime import open_runtime
 from slmops.quantize.config import QuantizeConfig
 from slmops.quantize.run import run as quantize
 from slmops.records import read_jsonl
@@ -85,3 +86,14 @@ def test_a_half_written_model_is_refused(tiny_model: Path, held_out_rows: Path, 
     with pytest.raises(ArtifactError, match="does not exist"):
         run(quick(), model=tiny_model, test=tmp_path / "nothing", evaluation=tmp_path / "evaluation")
     assert not (tmp_path / "evaluation").exists()
+
+
+def test_answers_do_not_depend_on_what_else_is_in_the_batch(tiny_teacher: Path, held_out_rows: Path) -> None:
+    short = [{"role": "user", "content": "turn on the tv 1"}]
+    long = [{"role": "user", "content": "turn off the light 999 " * 5 + "turn off the fan 3"}]
+    runtime = open_runtime(tiny_teacher, quantized=False, dtype="float32", num_threads=1, batch_size=2)
+    together = runtime.answer([short, long], 16)
+    alone = [runtime.answer([prompt], 16)[0] for prompt in (short, long)]
+    streamed = [runtime.tokenizer.decode(list(runtime.stream(prompt, 16))) for prompt in (short, long)]  # type: ignore[attr-defined]
+    assert together == alone == streamed
+    assert together[0] == "on tv"

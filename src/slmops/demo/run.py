@@ -45,7 +45,7 @@ class Profile:
 
 PROFILES = {
     "full": Profile(recipe="demo", num_rows=6000, real_model=True),
-    "smoke": Profile(recipe="smoke", num_rows=400, real_model=False),
+    "smoke": Profile(recipe="smoke", num_rows=1500, real_model=False),
 }
 
 

@@ -21,7 +21,7 @@ from slmops.generate_responses.config import GenerateResponsesConfig
 from slmops.progress import Progress, log
 from slmops.records import ROWS, ChatRecord, Message, read_records, write_jsonl
 from slmops.resume import work_dir
-from slmops.training.batches import encode, encode_row
+from slmops.training.batches import encode, encode_row, pad_left
 
 STEP = "generate_responses"
 
@@ -122,28 +122,21 @@ def answer_batch(
     config: GenerateResponsesConfig,
 ) -> list[Answer]:
     """Answer prompts together, padded on the left."""
-    length = max(map(len, prompts))
-    input_ids = torch.full((len(prompts), length), int(tokenizer.pad_token_id))
-    attention_mask = torch.zeros_like(input_ids)
-    for number, prompt in enumerate(prompts):
-        input_ids[number, length - len(prompt) :] = torch.tensor(prompt)
-        attention_mask[number, length - len(prompt) :] = 1
+    inputs = pad_left(prompts, tokenizer.pad_token_id, model.device)
     top_k = TopK(config.logits_top_k, config.logits_temperature)
     sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     if config.decoding == "sample":
         sampling = {"do_sample": True, "temperature": config.temperature, "top_p": config.top_p, "top_k": 0}
     output = model.generate(
-        input_ids=input_ids.to(model.device),
-        attention_mask=attention_mask.to(model.device),
+        **inputs,
         max_new_tokens=config.max_new_tokens,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         logits_processor=LogitsProcessorList([top_k] if config.logits_top_k else []),
         **sampling,
     )
-    return [
-        _cut(row, number, tokenizer.eos_token_id, top_k) for number, row in enumerate(output[:, length:].tolist())
-    ]
+    new = output[:, inputs["input_ids"].shape[1] :].tolist()
+    return [_cut(row, number, tokenizer.eos_token_id, top_k) for number, row in enumerate(new)]
 
 
 def _cut(row: list[int], number: int, eos_token_id: int, top_k: TopK) -> Answer:

@@ -12,7 +12,7 @@ import transformers
 from slmops import torch_models
 from slmops.inference.runtime import Prompt
 from slmops.records import ChatRecord
-from slmops.training.batches import batches_by_length, encode, encode_rows
+from slmops.training.batches import batches_by_length, encode, encode_rows, pad_left
 from slmops.training.head import SparseHead
 
 
@@ -45,16 +45,12 @@ class TorchRuntime:
     def answer(self, prompts: Sequence[Prompt], max_new_tokens: int) -> list[str]:
         answers: list[str] = []
         for start in range(0, len(prompts), self.batch_size):
-            batch = self.tokenizer.apply_chat_template(
-                [list(prompt) for prompt in prompts[start : start + self.batch_size]],
-                add_generation_prompt=True,
-                padding=True,
-                padding_side="left",
-                return_dict=True,
-                return_tensors="pt",
-            ).to(self.model.device)
+            encoded = [
+                encode(self.tokenizer, prompt, to_answer=True) for prompt in prompts[start : start + self.batch_size]
+            ]
+            inputs = pad_left(encoded, self.tokenizer.pad_token_id, self.model.device)
             output = self.model.generate(
-                **batch,
+                **inputs,
                 max_new_tokens=max_new_tokens,
                 do_sample=False,
                 temperature=None,
@@ -63,7 +59,7 @@ class TorchRuntime:
                 eos_token_id=self.tokenizer.eos_token_id,
                 pad_token_id=self.tokenizer.pad_token_id,
             )
-            new = output[:, batch["input_ids"].shape[1] :]
+            new = output[:, inputs["input_ids"].shape[1] :]
             answers += self.tokenizer.batch_decode(new, skip_special_tokens=True)
         return answers
 

@@ -145,3 +145,14 @@ def batches_by_length(rows: Sequence[Row], batch_size: int, pad_token_id: int, d
     ordered = sorted(rows, key=lambda row: len(row.input_ids))
     for start in range(0, len(ordered), batch_size):
         yield collate(ordered[start : start + batch_size], pad_token_id, device)
+
+
+def pad_left(prompts: Sequence[list[int]], pad_token_id: int, device: torch.device) -> dict[str, torch.Tensor]:
+    """`input_ids` and `attention_mask` [B, L] of prompts that end together, as generation needs them."""
+    length = max(map(len, prompts))
+    input_ids = torch.full((len(prompts), length), pad_token_id)
+    attention_mask = torch.zeros_like(input_ids)
+    for number, prompt in enumerate(prompts):
+        input_ids[number, length - len(prompt) :] = torch.tensor(prompt)
+        attention_mask[number, length - len(prompt) :] = 1
+    return {"input_ids": input_ids.to(device), "attention_mask": attention_mask.to(device)}
