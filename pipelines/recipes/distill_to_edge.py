@@ -48,17 +48,18 @@ def demo() -> Recipe:
             "distill": {
                 "num_epochs": 2,
                 "learning_rate": 1e-3,
+                "batch_size": 8,
                 "max_length": 128,
                 "keep_layers": [0, 6, 12, 18, 24, 29],
             },
             "evaluate": {"match": "json", "max_rows": 200, "max_new_tokens": 40, "batch_size": 64},
-            "benchmark": {"num_requests": 20, "num_warmup": 2, "max_new_tokens": 40},
+            "benchmark": {"num_requests": 15, "num_warmup": 2, "max_new_tokens": 40},
         }
     )
 
 
 def smoke() -> Recipe:
-    """For a tiny random model on the demo's data: it proves the plumbing and nothing else, so the gate asks for nothing."""
+    """For a tiny random model and the demo's data: it proves the plumbing only, so the gate asks for nothing."""
     return demo().changed(
         {
             "finetune": {

@@ -50,6 +50,10 @@ def explain(error: ValidationError, subject: str) -> str:
     for problem in error.errors(include_url=False):
         where = ".".join(str(part) for part in problem["loc"]) or "settings"
         message = problem["msg"].removeprefix("Value error, ")
-        got = "" if problem["type"] in {"missing", "extra_forbidden", "value_error"} else f", got {problem['input']!r:.80}"
+        got = (
+            ""
+            if problem["type"] in {"missing", "extra_forbidden", "value_error"}
+            else f", got {problem['input']!r:.80}"
+        )
         lines.append(f"{where}: {message[0].lower()}{message[1:]}{got}")
     return f"{subject}: " + ("\n  ".join(["", *lines]) if len(lines) > 1 else lines[0])

@@ -18,7 +18,6 @@ from transformers.utils import logging as transformers_logging
 from slmops import models
 from slmops.errors import DiskFullError, ModelError
 
-
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of an optional kernel at every import
 
 
@@ -66,7 +65,7 @@ def load_model(path: Path, *, dtype: torch.dtype, device: torch.device, **option
     config = models.read_config(path)
     try:
         with quiet_libraries():
-            model, loading = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 path, dtype=dtype, local_files_only=True, output_loading_info=True, **options
             )
     except (ValueError, KeyError, RuntimeError) as error:
@@ -74,10 +73,12 @@ def load_model(path: Path, *, dtype: torch.dtype, device: torch.device, **option
             f"{path} cannot be loaded as a causal language model (model_type {config.get('model_type')!r}): "
             f"{str(error).splitlines()[0]}"
         ) from error
+    model: PreTrainedModel = loaded[0]
+    loading: dict[str, Any] = loaded[1]
     if missing := sorted(loading["missing_keys"]):
         raise ModelError(f"{path} has no weights for {missing[0]} and {len(missing) - 1} more; save the model again")
     if "quantization_config" not in options:
-        model.to(device)
+        model.to(device)  # type: ignore[arg-type]  # its own signature hides torch's
     model.eval()
     return model
 
@@ -110,7 +111,7 @@ def describe(device: torch.device, dtype: torch.dtype) -> str:
 
 
 def use_all_cores() -> None:
-    """One thread for each core that this process may use; a container's limit shows in the affinity or OMP_NUM_THREADS."""
+    """One thread for each core that this process may use, unless OMP_NUM_THREADS says otherwise."""
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(len(os.sched_getaffinity(0)))
 
@@ -130,3 +131,9 @@ def stored_dtype(path: Path) -> torch.dtype:
     config = models.read_config(path)
     dtype = getattr(torch, str(config.get("dtype") or config.get("torch_dtype") or "float32"), None)
     return dtype if isinstance(dtype, torch.dtype) else torch.float32
+
+
+def cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """`model` with its weights in `dtype`, in place."""
+    torch.nn.Module.to(model, dtype)
+    return model

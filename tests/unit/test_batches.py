@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.datasets import chat_record, commands
 
 from slmops.errors import DataError
 from slmops.records import ChatRecord, Message
 from slmops.torch_models import load_tokenizer
 from slmops.training.batches import collate, encode_row, encode_rows, plan_batches
+from tests.datasets import chat_record, commands
 
 
 def test_loss_is_on_the_answer_and_its_end_only(tiny_model: Path) -> None:

@@ -47,7 +47,9 @@ def test_a_process_that_dies_is_an_error_with_its_last_words(
 
 
 def test_known_timings_give_known_figures() -> None:
-    facts = summarize([{"first_s": 0.1, "total_s": 0.5, "num_tokens": 5}, {"first_s": 0.1, "total_s": 0.3, "num_tokens": 3}])
+    facts = summarize(
+        [{"first_s": 0.1, "total_s": 0.5, "num_tokens": 5}, {"first_s": 0.1, "total_s": 0.3, "num_tokens": 3}]
+    )
     assert facts["latency_ms_p50"] == 400.0
     assert facts["tokens_per_s"] == 10.0
     assert facts["output_tokens_mean"] == 4.0

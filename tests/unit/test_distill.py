@@ -127,7 +127,7 @@ def test_a_student_with_another_tokenizer_is_refused_before_a_model_is_loaded(
     tokenizer = json.loads((other / "tokenizer.json").read_text())
     tokenizer["model"]["merges"] = tokenizer["model"]["merges"][:-1]
     (other / "tokenizer.json").write_text(json.dumps(tokenizer))
-    with pytest.raises(ModelError, match="different tokenizers .*; use objective=responses"):
+    with pytest.raises(ModelError, match=r"different tokenizers .*; use objective=responses"):
         refuse(
             tmp_path,
             quick(),

@@ -41,7 +41,9 @@ def test_each_method_learns_and_writes_a_whole_model(
     before, after = sidecar.facts["validation_curve"][0][1], sidecar.facts["validation_loss"]
     assert after < before - 0.5
     weights = load_file(tmp_path / "model" / "model.safetensors")
-    assert weights.keys() == load_file(tiny_model / "model.safetensors").keys(), "adapters are merged, nothing is in 4 bits"
+    assert weights.keys() == load_file(tiny_model / "model.safetensors").keys(), (
+        "adapters are merged, nothing is in 4 bits"
+    )
     assert {value.dtype for value in weights.values()} == {torch.float32}
     assert artifacts.read(tmp_path / "model").facts["method"] == method
     assert list(tmp_path.iterdir()) == [tmp_path / "model"], "no unfinished work is left behind"
@@ -64,7 +66,7 @@ def test_gradients_through_a_4_bit_base_are_those_of_the_same_weights_in_full_pr
     for model in (packed, plain):
         adapted = _add_adapters(model, config)
         generator = torch.Generator().manual_seed(1)
-        for name, parameter in sorted(adapted.named_parameters()):
+        for _, parameter in sorted(adapted.named_parameters()):
             if parameter.requires_grad:
                 parameter.data = torch.randn(parameter.shape, generator=generator) * 0.05
         SparseHead(model.eval())

@@ -1,4 +1,4 @@
-"""generate_responses: greedy answers are those of one prompt alone, sampling repeats, finished batches are not asked again."""
+"""generate_responses: answers do not depend on the batch, sampling repeats, finished batches are not asked again."""
 
 from __future__ import annotations
 
@@ -75,7 +75,9 @@ def test_finished_batches_survive_a_stop(
     assert artifacts.read(tmp_path / "responses").facts["num_rows"] == 24
 
 
-def test_a_teacher_that_never_ends_its_answers_is_an_error(tiny_teacher: Path, train_rows: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no usable answer to 24 prompts .*raise max_new_tokens"):
+def test_a_teacher_that_never_ends_its_answers_is_an_error(
+    tiny_teacher: Path, train_rows: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=r"no usable answer to 24 prompts .*raise max_new_tokens"):
         step.run(quick(max_new_tokens=1), prompts=train_rows, teacher=tiny_teacher, responses=tmp_path / "responses")
     assert not (tmp_path / "responses").exists()

@@ -29,7 +29,7 @@ def finetune(
     seed: int = 0,
     method: str = "lora",
     lora_rank: int = 16,
-    lora_alpha: float = 32.0,
+    lora_alpha: int = 32,
     lora_dropout: float = 0.0,
 ) -> None:
     """Fine-tune a model on chat records.

@@ -33,7 +33,7 @@ def _empty_decoder(vocab_size: int) -> onnx.ModelProto:
     """input_ids [B, S] and a cache [B, 1, P, 1] → logits [B, S, V] and the cache grown by S."""
     integers = ["input_ids", "attention_mask"]
     caches = [("past_key_values.0.key", "present.0.key"), ("past_key_values.0.value", "present.0.value")]
-    shape = ["batch", 1, "past", 1]
+    shape: list[str | int | None] = ["batch", 1, "past", 1]
     nodes = [
         helper.make_node("Unsqueeze", ["input_ids", "last_axis"], ["ids_column"]),
         helper.make_node("Equal", ["ids_column", "vocabulary"], ["never"]),
@@ -56,7 +56,9 @@ def _empty_decoder(vocab_size: int) -> onnx.ModelProto:
         [helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "length"]) for name in integers]
         + [helper.make_tensor_value_info(past, TensorProto.FLOAT, shape) for past, _ in caches],
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", "length", vocab_size])]
-        + [helper.make_tensor_value_info(present, TensorProto.FLOAT, ["batch", 1, "total", 1]) for _, present in caches],
+        + [
+            helper.make_tensor_value_info(present, TensorProto.FLOAT, ["batch", 1, "total", 1]) for _, present in caches
+        ],
         constants,
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)

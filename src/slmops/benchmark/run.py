@@ -98,7 +98,7 @@ def _run_worker(directory: Path, *, quantized: bool, config: BenchmarkConfig, **
     line = ""
     with (
         tempfile.TemporaryFile("w+") as errors,
-        subprocess.Popen(  # noqa: S603 - our own module, nothing from outside
+        subprocess.Popen(
             [sys.executable, "-m", "slmops.benchmark.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

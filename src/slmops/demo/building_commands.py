@@ -26,11 +26,9 @@ KINDS = {
     "plain": 0.28,
     "polite": 0.2,
     "chatty": 0.14,
-    "correction": 0.12,
-    "typo": 0.1,
-    "out_of_scope": 0.09,
-    "no_room": 0.04,
-    "indirect": 0.03,
+    "correction": 0.13,
+    "typo": 0.08,
+    "out_of_scope": 0.17,
 }
 """Share of each kind of request in every split."""
 
@@ -121,7 +119,6 @@ def patterns(split: Split) -> set[str]:
     ]
     verbs = [verb for *_, train, test in phrases.PHRASES for verb in (train, test)[side]]
     found = {re.sub(r"\{(vp0?|ving0?|wrong)\}", verb, frame) for frame in frames for verb in verbs}
-    found |= {sentence for *_, train, test in phrases.INDIRECT for sentence in (train, test)[side]}
     return found | set(phrases.OUT_OF_SCOPE[side])
 
 
@@ -153,7 +150,6 @@ class _Grammar:
             "correction": self._correction,
             "typo": self._typo,
             "out_of_scope": self._out_of_scope,
-            "indirect": self._indirect,
         }
 
         self.pairs = [
@@ -178,18 +174,12 @@ class _Grammar:
     def _direct(self, kind: str) -> tuple[str, str]:
         frame = self.chance.choice(phrases.FRAMES[kind][self.side])
         intent = self._intent(lambda intent: "{state}" not in frame or _has_state(intent))
-        room = None if kind == "no_room" else self._room(intent.device)
-        command = Command(intent.device, room, intent.action, self._value(intent.unit))
+        command = Command(intent.device, self._room(intent.device), intent.action, self._value(intent.unit))
         return self._say(frame, intent, command), command.json()
 
     def _typo(self) -> tuple[str, str]:
         request, command = self._direct(self.chance.choice(("plain", "polite", "chatty")))
         return self._misspell(request), command
-
-    def _indirect(self) -> tuple[str, str]:
-        device, action, *sentences = self.chance.choice(phrases.INDIRECT)
-        command = Command(device, self._room(device), action)
-        return self._say(self.chance.choice(sentences[self.side]), Intent(device, action, ""), command), command.json()
 
     def _out_of_scope(self) -> tuple[str, str]:
         device = self.chance.choice([device for device in phrases.DEVICES if device != "blinds"])

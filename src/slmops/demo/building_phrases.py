@@ -335,19 +335,6 @@ FRAMES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "what a day, {vp}",
         ),
     ),
-    "no_room": (
-        (
-            "{vp0}",
-            "{vp0} now",
-            "please {vp0}",
-            "could you {vp0}?",
-            "hey, {vp0}",
-            "would you mind {ving0}?",
-            "I want you to {vp0}",
-            "{vp0}, thank you",
-        ),
-        ("can you {vp0}?", "{vp0} right now", "hello, {vp0}", "will you please {vp0}?"),
-    ),
 }
 
 # what is corrected: (training frames, test frames)
@@ -405,68 +392,6 @@ CORRECTIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 
 # (device, action, training sentences, test sentences)
-INDIRECT: tuple[tuple[str, str, tuple[str, ...], tuple[str, ...]], ...] = (
-    (
-        "light",
-        "on",
-        (
-            "it's too dark {in_room}",
-            "the {room} is so dark",
-            "I can't see a thing {in_room}",
-            "it's dark {in_room}, help",
-        ),
-        ("the {room} is too dark", "it's so dark {in_room}, I can't see", "I can't see anything {in_room}, it's dark"),
-    ),
-    (
-        "light",
-        "decrease",
-        ("it's too bright {in_room}", "the {room} is so bright it hurts", "the light {in_room} is blinding me"),
-        ("the {room} is too bright", "the light {in_room} is too bright"),
-    ),
-    (
-        "thermostat",
-        "increase",
-        ("it's too cold {in_room}", "the {room} is freezing", "I'm cold {in_room}", "we're shivering {in_room}"),
-        ("the {room} is too cold", "it's freezing {in_room}", "we're cold {in_room}"),
-    ),
-    (
-        "thermostat",
-        "decrease",
-        ("it's too hot {in_room}", "the {room} is boiling", "I'm sweating {in_room}", "we're way too hot {in_room}"),
-        ("the {room} is too hot", "it's boiling {in_room}", "everyone is sweating {in_room}"),
-    ),
-    (
-        "fan",
-        "on",
-        ("it's stuffy {in_room}", "the air {in_room} is stale", "we need some fresh air {in_room}"),
-        ("the {room} is stuffy", "the air is stale {in_room}"),
-    ),
-    (
-        "speaker",
-        "decrease",
-        ("the music {in_room} is too loud", "the speaker {in_room} is so loud", "the {room} speaker hurts my ears"),
-        ("the {room} speaker is too loud", "the music is so loud {in_room}"),
-    ),
-    (
-        "tv",
-        "increase",
-        ("I can't hear the tv {in_room}", "the tv {in_room} is too quiet", "nobody can hear the {room} TV"),
-        ("the {room} tv is too quiet", "we can't hear the television {in_room}"),
-    ),
-    (
-        "tv",
-        "decrease",
-        ("the tv {in_room} is too loud", "the {room} television is so loud"),
-        ("the {room} tv is too loud", "the TV is far too loud {in_room}"),
-    ),
-    (
-        "sprinkler",
-        "on",
-        ("the plants {in_room} are dry", "the flowers {in_room} need water", "the {room} plants are thirsty"),
-        ("the plants {in_room} need water", "the flowers {in_room} are so dry"),
-    ),
-)
-
 TOPICS: dict[str, tuple[str, ...]] = {
     "thing": (
         "dishwasher",

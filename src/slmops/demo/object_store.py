@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from slmops.demo import processes
 from slmops.errors import ArtifactError, TransientError, explain_os_errors
 from slmops.progress import log
 
@@ -29,18 +30,6 @@ REGION = "us-east-1"
 READY_TIMEOUT_S = 90.0
 GRPC_OFFSET = 10_000
 """Each server listens on its port and on that port plus this; parts of SeaweedFS derive the one from the other."""
-
-_LAUNCH = """
-import ctypes, os, signal, sys
-if sys.platform == "linux":
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-    if os.getppid() != int(sys.argv[1]):
-        sys.exit("the parent is gone")
-os.execv(sys.argv[2], sys.argv[2:])
-"""
-# PR_SET_PDEATHSIG (1) makes the kernel kill the server with its parent, even if that one gets SIGKILL. It is set in a
-# fresh process that then becomes the server: code between fork and exec (`preexec_fn`) can deadlock a process that has
-# threads. The setting outlives exec. The parent may die before it is made, hence the look at getppid.
 
 
 @dataclass(frozen=True)
@@ -186,8 +175,8 @@ def _start(program: Path, directory: Path, log_path: Path, ports: list[int]) -> 
         "-s3.config=s3.json",
     ]  # fmt: skip
     with open(log_path, "ab") as log_file:
-        return subprocess.Popen(  # noqa: S603
-            [sys.executable, "-I", "-S", "-c", _LAUNCH, str(os.getpid()), *command],
+        return processes.start(
+            command,
             env=os.environ | {"WEED_MASTER_VOLUME_GROWTH_COPY_1": "1"},  # volumes that a new bucket gets; default 7
             stdin=subprocess.DEVNULL,
             stdout=log_file,

@@ -77,7 +77,7 @@ def run(
             work_dir=unfinished,
         )
         curves = loop.train(task, STEP)
-        torch_models.save_model(learner.to(torch_models.stored_dtype(student)), tokenizer, draft.path)
+        torch_models.save_model(torch_models.cast(learner, torch_models.stored_dtype(student)), tokenizer, draft.path)
         draft.facts |= curves.facts() | {
             "objective": config.objective,
             "num_parameters": torch_models.num_parameters(learner),

@@ -31,7 +31,7 @@ def keep_layers(model: PreTrainedModel, layers: Sequence[int]) -> None:
     for number, layer in enumerate(kept):
         for module in layer.modules():
             if hasattr(module, "layer_idx"):
-                module.layer_idx = number
+                module.layer_idx = number  # type: ignore[assignment]
     decoder.layers = torch.nn.ModuleList(kept)
     model.config.num_hidden_layers = len(kept)
     if getattr(model.config, "layer_types", None):

@@ -16,7 +16,7 @@ class FinetuneConfig(TrainingConfig):
     """`full`: all weights; `lora`: low-rank adapters, merged at the end; `qlora`: the same over a 4-bit base."""
     lora_rank: int = Field(default=16, ge=1, le=1024)
     """Rank of the adapters."""
-    lora_alpha: float = Field(default=32.0, gt=0)
+    lora_alpha: int = Field(default=32, ge=1)
     """Scale of the adapters; they count alpha / rank."""
     lora_dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout in front of the adapters, 0 to 1."""

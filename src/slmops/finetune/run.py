@@ -78,9 +78,7 @@ def _loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
     return cross_entropy(logits, batch.target_ids)
 
 
-def _load_base(
-    base: Path, config: FinetuneConfig, compute_dtype: torch.dtype, device: torch.device
-) -> PreTrainedModel:
+def _load_base(base: Path, config: FinetuneConfig, compute_dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     """Weights that will be trained stay in float32; frozen ones take the compute type, or 4 bits."""
     if config.method == "full":
         return torch_models.load_model(base, dtype=torch.float32, device=device)
@@ -99,7 +97,7 @@ def _load_base(
         # Else bitsandbytes packs the weights for inference at the first evaluation on a CPU with AVX512-BF16, and
         # lets no gradient through them from then on, without an error.
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
     return model
 
 
@@ -128,9 +126,9 @@ def _add_adapters(model: PreTrainedModel, config: FinetuneConfig) -> PeftModel:
 def _merge(adapted: PeftModel, base: Path, unfinished: Path) -> PreTrainedModel:
     """Merge the adapters into the base in full precision, since a base in 4 bits or bfloat16 would round them away."""
     adapter = unfinished / "adapter"
-    adapted.save_pretrained(adapter)
+    adapted.save_pretrained(str(adapter))
     whole = torch_models.load_model(base, dtype=torch.float32, device=torch.device("cpu"))
     stored_dtype = torch_models.stored_dtype(base)
     with torch_models.quiet_libraries():
         merged: PreTrainedModel = PeftModel.from_pretrained(whole, adapter).merge_and_unload()
-    return merged.to(stored_dtype)
+    return torch_models.cast(merged, stored_dtype)

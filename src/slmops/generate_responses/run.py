@@ -127,7 +127,7 @@ def answer_batch(
     sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     if config.decoding == "sample":
         sampling = {"do_sample": True, "temperature": config.temperature, "top_p": config.top_p, "top_k": 0}
-    output = model.generate(
+    output = model.generate(  # type: ignore[operator]
         **inputs,
         max_new_tokens=config.max_new_tokens,
         eos_token_id=tokenizer.eos_token_id,
@@ -209,7 +209,7 @@ def _write(
         log.info("%d of %d answers left out: %s", len(records) - len(rows), len(records), dropped)
     if not rows:
         raise DataError(
-            f"the teacher gave no usable answer to {len(records)} prompts ({counts}); raise max_new_tokens, or "
+            f"the teacher gave no usable answer to {len(records)} prompts ({', '.join(f'{name} {count}' for name, count in counts.items())}); raise max_new_tokens, or "
             "fine-tune the teacher first"
         )
     write_jsonl(draft.path / ROWS, rows)

@@ -25,9 +25,7 @@ class TorchRuntime:
         self.batch_size = batch_size
         device = torch_models.pick_device()
         self.tokenizer = torch_models.load_tokenizer(directory)
-        self.model = torch_models.load_model(
-            directory, dtype=torch_models.pick_dtype(dtype, device), device=device
-        )
+        self.model = torch_models.load_model(directory, dtype=torch_models.pick_dtype(dtype, device), device=device)
 
     @torch.inference_mode()
     def stream(self, prompt: Prompt, max_new_tokens: int) -> Iterator[int]:
@@ -49,7 +47,7 @@ class TorchRuntime:
                 encode(self.tokenizer, prompt, to_answer=True) for prompt in prompts[start : start + self.batch_size]
             ]
             inputs = pad_left(encoded, self.tokenizer.pad_token_id, self.model.device)
-            output = self.model.generate(
+            output = self.model.generate(  # type: ignore[operator]
                 **inputs,
                 max_new_tokens=max_new_tokens,
                 do_sample=False,

@@ -19,7 +19,7 @@ Messages = tuple[tuple[str, str], ...]
 ROLES = ("system", "user", "assistant")
 
 
-class BadRow(Exception):  # noqa: N818 - not an error of the step: the row is set aside and counted
+class BadRow(Exception):
     """A row that makes no chat; the message is the reason."""
 
 

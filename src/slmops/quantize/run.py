@@ -19,7 +19,13 @@ from slmops.quantize.config import QuantizeConfig
 
 STEP = "quantize"
 
-OLIVE_REPORTS = ("footprint.json", "input_footprint.json", "output_footprint.json", "model_config.json", "run_history.txt")
+OLIVE_REPORTS = (
+    "footprint.json",
+    "input_footprint.json",
+    "output_footprint.json",
+    "model_config.json",
+    "run_history.txt",
+)
 """Files that Olive leaves beside a model; they hold times and paths, and no runtime reads them."""
 
 PRECISION = {"cpu-int4": "int4", "cpu-int8": "int8"}
@@ -135,4 +141,6 @@ def check_runs(directory: Path) -> None:
     try:
         runtime.answer([prompt], max_new_tokens=4)
     except Exception as error:  # what the runtime raises is not documented
-        raise ModelError(f"{directory} loads but does not run: {error}; choose another algorithm or block_size") from error
+        raise ModelError(
+            f"{directory} loads but does not run: {error}; choose another algorithm or block_size"
+        ) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -45,7 +46,7 @@ class Batch:
 
 def encode(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]], *, to_answer: bool) -> list[int]:
     """Token ids of a conversation; with `to_answer`, up to where the assistant's next turn begins."""
-    encoded = tokenizer.apply_chat_template(list(messages), add_generation_prompt=to_answer, return_dict=True)
+    encoded: Any = tokenizer.apply_chat_template(list(messages), add_generation_prompt=to_answer, return_dict=True)
     return list(encoded["input_ids"])
 
 
@@ -96,12 +97,14 @@ def encode_rows(
         log.info("%d of %d rows are longer than %d tokens and left out", len(rows) - len(kept), len(rows), max_length)
     if not kept:
         longest = max(len(row.input_ids) for row in rows)
-        raise DataError(f"all {len(rows)} rows are longer than max_length={max_length} tokens; the longest has {longest}")
+        raise DataError(
+            f"all {len(rows)} rows are longer than max_length={max_length} tokens; the longest has {longest}"
+        )
     return kept
 
 
 def plan_batches(rows: Sequence[Row], batch_size: int, num_steps: int, seed: int) -> list[list[Row]]:
-    """The rows of every step: each epoch in another order, rows of similar length together. The same seed, the same plan."""
+    """The rows of every step: each epoch in another order, rows of similar length together; repeats with its seed."""
     plan: list[list[Row]] = []
     epoch = 0
     while len(plan) < num_steps:

@@ -24,8 +24,8 @@ class SparseHead:
         self.head = model.get_output_embeddings()
         probe = torch.arange(8, device=self.head.weight.device).unsqueeze(0)
         with torch.no_grad():
-            whole = model(input_ids=probe).logits[0].float()
-            parts = self.head(self.decoder(input_ids=probe).last_hidden_state)[0].float()
+            whole = model(input_ids=probe, use_cache=False).logits[0].float()
+            parts = self.head(self.decoder(input_ids=probe, use_cache=False).last_hidden_state)[0].float()
         if not torch.allclose(whole, parts, rtol=1e-2, atol=1e-2, equal_nan=True):
             raise ModelError(
                 f"{type(model).__name__} computes its logits by more than a matrix product, which slmops does not "
@@ -34,6 +34,8 @@ class SparseHead:
 
     def logits(self, batch: Batch) -> torch.Tensor:
         """[N, V] logits that predict `batch.target_ids`, in float32."""
-        hidden = self.decoder(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
+        hidden = self.decoder(
+            input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
+        ).last_hidden_state
         logits: torch.Tensor = self.head(hidden.flatten(0, 1)[batch.predict_from]).float()
         return logits

@@ -1,4 +1,4 @@
-"""Losses as pure functions of logits: N positions, V tokens, k kept tokens. All return the sum over positions, in nats."""
+"""Losses as pure functions of logits: N positions, V tokens, k kept tokens. Each is a sum over positions, in nats."""
 
 from __future__ import annotations
 
