@@ -22,7 +22,7 @@ def gate(
     min_accuracy: float = 0.0,
     min_accuracy_kept: float = 0.92,
     min_latency_saved: float = 0.85,
-    min_memory_saved: float = 0.95,
+    min_memory_saved: float = 0.9,
     min_size_saved: float = 0.75,
     min_rows: int = 100,
 ) -> None:

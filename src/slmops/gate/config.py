@@ -16,7 +16,7 @@ class GateConfig(Config):
     """Lowest accuracy of the candidate over the teacher's."""
     min_latency_saved: float = Field(default=0.85, ge=-100, le=1)
     """Least share of the teacher's median time per response that the candidate saves; below 0 it may be slower."""
-    min_memory_saved: float = Field(default=0.95, ge=-100, le=1)
+    min_memory_saved: float = Field(default=0.9, ge=-100, le=1)
     """Least share of the teacher's peak resident memory that the candidate saves, above its runtime's own floor."""
     min_size_saved: float = Field(default=0.75, ge=-100, le=1)
     """Least share of the full-precision student's size on disk that the candidate saves."""

@@ -20,6 +20,8 @@ from slmops.records import read_jsonl
 
 PREDICTIONS = "predictions.jsonl"
 MAX_WRONG, MAX_RIGHT = 6, 4
+RAW_MEMORY_GOAL = 0.95
+"""Share of the teacher's peak memory that a candidate is to save, its runtime's floor included: shown, not judged."""
 
 CHECK_NAMES = {
     "rows": "Rows evaluated",
@@ -110,7 +112,7 @@ def render(
         measured_at=max((sidecar.created_at for sidecar in sidecars), default=None),
         subjects=subjects,
         headlines=_headlines(config, judgement, subjects),
-        raw_memory=_raw_memory(config, subjects[0], candidate),
+        raw_memory=_raw_memory(subjects[0], candidate),
         comparison=tables.comparison(subjects),
         accuracy_chart=_accuracy_chart(config, subjects),
         strata=strata,
@@ -184,21 +186,21 @@ def _goal(saved: float) -> str:
     return f"{'at least' if saved >= 0 else 'at most'} {less(saved)}"
 
 
-def _raw_memory(config: GateConfig, teacher: Subject, candidate: Subject) -> str | None:
+def _raw_memory(teacher: Subject, candidate: Subject) -> str | None:
     """The share saved with the floor included, which the gate does not judge, and what the floor has to do with it."""
     peak, floor = candidate.number("benchmark", "peak_rss_bytes"), candidate.number("benchmark", "runtime_floor_bytes")
     reference = teacher.number("benchmark", "peak_rss_bytes")
     if not peak or floor is None or not reference:
         return None
-    raw, goal = 1 - peak / reference, share(config.min_memory_saved)
+    raw, goal = 1 - peak / reference, share(RAW_MEMORY_GOAL)
     said = f"With the floor included, memory is {less(raw)} than the teacher's"
-    if raw >= config.min_memory_saved:
+    if raw >= RAW_MEMORY_GOAL:
         return f"{said}, which meets the goal too."
     said += (
         f", which misses the goal of {goal}. The floor is what the runtime takes with no model loaded: {size(floor)}, "
         f"or {share(floor / peak)} of the candidate's {size(peak)}."
     )
-    allowed = (1 - config.min_memory_saved) * reference
+    allowed = (1 - RAW_MEMORY_GOAL) * reference
     if floor > allowed:
         said += f" No model in this runtime could meet it that way: it would allow {size(allowed)} in all."
     return said

@@ -208,8 +208,9 @@ def _write(
     if dropped := {name: count for name, count in counts.items() if count}:
         log.info("%d of %d answers left out: %s", len(records) - len(rows), len(records), dropped)
     if not rows:
+        reasons = ", ".join(f"{name} {count}" for name, count in counts.items())
         raise DataError(
-            f"the teacher gave no usable answer to {len(records)} prompts ({', '.join(f'{name} {count}' for name, count in counts.items())}); raise max_new_tokens, or "
+            f"the teacher gave no usable answer to {len(records)} prompts ({reasons}); raise max_new_tokens, or "
             "fine-tune the teacher first"
         )
     write_jsonl(draft.path / ROWS, rows)

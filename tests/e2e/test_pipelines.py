@@ -1,0 +1,93 @@
+"""Whole pipelines on a tiny model through the command, into a local store: other data by `--set` alone, and errors."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from slmops.demo import building_commands
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+BANKING77 = Path(__file__).parents[3] / "shared" / "data" / "banking77" / "train.csv"
+
+
+def slmops_run(pipeline: str, output_dir: Path, **settings: object) -> subprocess.CompletedProcess[str]:
+    """`slmops run`, with settings whose double underscore stands for a dot."""
+    arguments = [f"--set={name.replace('__', '.')}={value}" for name, value in settings.items()]
+    return subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "slmops.cli",
+            "run",
+            pipeline,
+            "--recipe=smoke",
+            f"--output-dir={output_dir}",
+            *arguments,
+        ],
+        capture_output=True,
+        text=True,
+        env={name: value for name, value in os.environ.items() if not name.startswith("AWS_")},
+    )
+
+
+def test_banking77_runs_through_the_same_pipeline_by_settings_alone(tiny_model: Path, tmp_path: Path) -> None:
+    if not BANKING77.is_file():
+        pytest.skip(f"the banking77 data set is not at {BANKING77}")
+    done = slmops_run(
+        "distill_to_edge",
+        tmp_path / "run",
+        data_uri=BANKING77,
+        base_model_uri=tiny_model,
+        store_uri=tmp_path / "store",
+        prompt_template="{text}",
+        completion_template="{category}",
+        prepare_data__split_by="seed",
+        prepare_data__stratify_by="category",
+        finetune__num_epochs=0.5,
+        evaluate__match="exact",
+    )
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["tasks"]["gate"]["status"] == "succeeded", done.stderr[-2000:]
+    # A tiny model may learn none of 77 intents in seconds; then the gate has nothing to compare and publishes nothing.
+    assert (done.returncode, (tmp_path / "store").exists()) in {(0, True), (3, False)}
+    rows = Path(record["tasks"]["prepare-data"]["outputs"]["train"]) / "rows.jsonl"
+    assert len(rows.read_text().splitlines()) > 8000
+
+
+def test_finetune_to_edge_publishes_a_fine_tuned_model(tiny_model: Path, tmp_path: Path) -> None:
+    rows = building_commands.write(tmp_path / "rows.jsonl", num_rows=1500)
+    done = slmops_run(
+        "finetune_to_edge",
+        tmp_path / "run",
+        data_uri=rows,
+        base_model_uri=tiny_model,
+        store_uri=tmp_path / "store",
+        prompt_template="{request}",
+        completion_template="{command}",
+    )
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    assert (tmp_path / "store" / "v1" / "metadata" / "timestamp.json").is_file()
+
+
+def test_a_step_that_fails_ends_the_run_with_its_reason_and_code(tiny_model: Path, tmp_path: Path) -> None:
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("")
+    done = slmops_run(
+        "distill_to_edge",
+        tmp_path / "run",
+        data_uri=empty,
+        base_model_uri=tiny_model,
+        store_uri=tmp_path / "store",
+    )
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines()[-1] == (
+        f"error: prepare-data: {empty} has no rows; check that it is the right file"
+    )
+    assert not (tmp_path / "store").exists()
