@@ -54,6 +54,8 @@ def demo() -> Recipe:
             },
             "evaluate": {"match": "json", "max_rows": 200, "max_new_tokens": 40, "batch_size": 64},
             "benchmark": {"num_requests": 15, "num_warmup": 2, "max_new_tokens": 40},
+            # 200 rows leave several points of chance around 0.92, which is the demo's goal, not its condition to ship.
+            "gate": {"min_accuracy_kept": 0.85},
         }
     )
 
