@@ -18,7 +18,7 @@ demo: $(VENV)/.demo ## From a real model to an answer at the edge (PROFILE=smoke
 
 test: $(VENV)/.dev ## Set up everything and run all tests
 	@tools/install-browser
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 check: $(VENV)/.dev ## Format, lint, type-check, check layers, regenerate; then the tree must be clean
 	$(BIN)/ruff format .

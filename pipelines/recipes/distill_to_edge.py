@@ -66,7 +66,7 @@ def smoke() -> Recipe:
         {
             "finetune": {
                 "method": "full",
-                "num_epochs": 3,
+                "num_epochs": 2,
                 "learning_rate": 5e-3,
                 "batch_size": 16,
                 "dtype": "float32",

@@ -43,9 +43,10 @@ def run(config: BenchmarkConfig, *, model: Path, prompts: Path, benchmark: Path)
             "load_s": round(measured["load_s"], 3),
             "num_threads": config.num_threads,
             "peak_rss_bytes": measured["peak_rss_bytes"],
-            "runtime_floor_bytes": _floor(files, config),
             "cpu": cpu_name(),
         }
+        if files.quantized:  # transformers has no model without weights to measure a floor with
+            draft.facts["runtime_floor_bytes"] = _floor(files, config)
     facts = draft.facts
     log.info("p50 %.0f ms, %.0f tokens/s, peak %.0f MB", *(
         facts["latency_ms_p50"], facts["tokens_per_s"], facts["peak_rss_bytes"] / 1e6
@@ -67,9 +68,7 @@ def _measure(files: ModelFiles, records: Sequence[ChatRecord], config: Benchmark
 
 
 def _floor(files: ModelFiles, config: BenchmarkConfig) -> int:
-    """Peak memory of the same process around a model without weights; 0 for transformers, which has no such model."""
-    if not files.quantized:
-        return 0
+    """Peak memory of the same process around a model without weights."""
     from slmops.benchmark.floor import write_empty_model
 
     prompt = [{"role": "user", "content": "hello"}]

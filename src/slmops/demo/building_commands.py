@@ -6,6 +6,7 @@ come from sentence patterns that no training or validation request has.
 
 from __future__ import annotations
 
+import filecmp
 import json
 import os
 import random
@@ -103,11 +104,14 @@ def make_rows(num_rows: int = 6000, seed: int = 0) -> list[dict[str, Any]]:
 
 
 def write(path: Path, num_rows: int = 6000, seed: int = 0) -> Path:
-    """Write `make_rows` as JSONL; `path` holds all rows or does not exist."""
+    """Write `make_rows` as JSONL; `path` holds all rows or does not exist. The same rows leave it untouched."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     write_jsonl(partial, make_rows(num_rows, seed))
-    os.replace(partial, path)
+    if path.exists() and filecmp.cmp(partial, path, shallow=False):
+        partial.unlink()  # a new time of change would void the cached steps of a run that was killed
+    else:
+        os.replace(partial, path)
     return path
 
 
