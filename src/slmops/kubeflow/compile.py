@@ -132,7 +132,7 @@ def prepare(
 
 def write(pipeline: registry.Pipeline, recipe: Recipe, target: Path) -> None:
     """Compile `pipeline` with `recipe` into the file `target`."""
-    from kfp.compiler import Compiler  # type: ignore[import-untyped]
+    from kfp.compiler import Compiler
 
     with explain_os_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -49,7 +49,7 @@ def checkout() -> Path:
 
 def write_component(folder: ComponentFolder) -> None:
     """component.yaml and README.md."""
-    from kfp.compiler import Compiler  # type: ignore[import-untyped]
+    from kfp.compiler import Compiler
 
     Compiler().compile(folder.load(), str(folder.path / "component.yaml"))
     (folder.path / "README.md").write_text(component_readme(folder))

@@ -75,7 +75,7 @@ def run(compiled: Compiled, arguments: Mapping[str, Any], *, output_dir: Path, u
 def _execute(
     compiled: Compiled, arguments: Mapping[str, Any], events: TaskEvents, output_dir: Path, use_cache: bool
 ) -> str:
-    from kfp import components, local  # type: ignore[import-untyped]
+    from kfp import components, local
 
     local.init(
         runner=local.SubprocessRunner(use_venv=False),

@@ -40,7 +40,7 @@ class Server:
         self._check_health(token)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # that the client needs a KFP server of version 2
-            from kfp import Client  # type: ignore[import-untyped]
+            from kfp import Client
 
             self._client = self._ask(lambda: Client(host=self.host, namespace=namespace, existing_token=token))
 
@@ -105,7 +105,7 @@ class Server:
         self._check_status(answer.status)
 
     def _ask(self, request: Callable[[], T]) -> T:
-        from kfp_server_api import ApiException  # type: ignore[import-untyped]
+        from kfp_server_api import ApiException
         from urllib3.exceptions import HTTPError
 
         try:

@@ -155,7 +155,7 @@ def _step(task: Task, head: SparseHead, optimizer: torch.optim.Optimizer, rows: 
         with _autocast(task):
             logits = head.logits(batch)
         loss = task.loss(logits, batch) / num_targets
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         total += loss.item()
     if not math.isfinite(total):
         raise ModelError(
