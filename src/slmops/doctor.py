@@ -119,10 +119,12 @@ def _accelerator() -> Check:
         return Check("ok", "training: torch is not installed; only the train and optimize extras need it")
     import torch
 
-    if not torch.cuda.is_available():
-        return Check("ok", f"torch {torch.__version__}: no GPU, training computes in float32 on the CPU")
-    dtype = "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    return Check("ok", f"torch {torch.__version__}: {torch.cuda.get_device_name()}, training computes in {dtype}")
+    from slmops.hardware import pick_device, pick_dtype
+
+    device = pick_device()
+    name = torch.cuda.get_device_name() if device.type == "cuda" else "no GPU, CPU"
+    dtype = str(pick_dtype("auto", device)).removeprefix("torch.")
+    return Check("ok", f"torch {torch.__version__}: {name}, training computes in {dtype}")
 
 
 def _docker() -> Check:

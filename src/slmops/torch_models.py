@@ -1,10 +1,9 @@
-"""Loading and saving Hugging Face models with torch: device and dtype by what the hardware has."""
+"""Loading and saving Hugging Face models with torch."""
 
 from __future__ import annotations
 
 import errno
 import logging
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,26 +18,6 @@ from slmops import models
 from slmops.errors import DiskFullError, ModelError
 
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of an optional kernel at every import
-
-
-def pick_device() -> torch.device:
-    """The first GPU, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def pick_dtype(setting: str, device: torch.device) -> torch.dtype:
-    """The compute type for `auto`, `float32` or `bfloat16`.
-
-    `auto` takes bfloat16 only where the hardware multiplies it: elsewhere its emulation is many times slower than
-    float32. float16 is never chosen, because training in it needs loss scaling.
-    """
-    if setting != "auto":
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[setting]
-    if device.type == "cuda":
-        native = torch.cuda.get_device_capability(device) >= (8, 0)
-    else:
-        native = bool(torch.cpu.get_capabilities().get("amx_bf16"))
-    return torch.bfloat16 if native else torch.float32
 
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
@@ -104,16 +83,6 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, direc
 def num_parameters(model: torch.nn.Module) -> int:
     """Number of parameters, tied ones once."""
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def describe(device: torch.device, dtype: torch.dtype) -> str:
-    return f"{device.type}, {str(dtype).removeprefix('torch.')}, {torch.get_num_threads()} threads"
-
-
-def use_all_cores() -> None:
-    """One thread for each core that this process may use, unless OMP_NUM_THREADS says otherwise."""
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(len(os.sched_getaffinity(0)))
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from slmops import artifacts, models, torch_models
+from slmops import artifacts, hardware, models, torch_models
 from slmops.artifacts import Sidecar
 from slmops.cached_logits import open_cached_logits
 from slmops.distill.config import DistillConfig
@@ -50,9 +50,9 @@ def run(
     unfinished = work_dir(STEP, config, parents, model)
     with artifacts.writing(model, kind="hf_model", step=STEP, config=config, parents=parents) as draft:
         torch.manual_seed(config.seed)
-        torch_models.use_all_cores()
-        device = torch_models.pick_device()
-        dtype = torch_models.pick_dtype(config.dtype, device)
+        hardware.use_all_cores()
+        device = hardware.pick_device()
+        dtype = hardware.pick_dtype(config.dtype, device)
         tokenizer = torch_models.load_tokenizer(student)
         records = read_records(responses)
         rows = encode_rows(tokenizer, records, config.max_length, last_turn_only=True)
@@ -64,7 +64,7 @@ def run(
             f"{torch_models.num_parameters(learner):,}",
             config.objective,
             len(rows),
-            torch_models.describe(device, dtype),
+            hardware.describe(device, dtype),
         )
         task = loop.Task(
             model=learner,

@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
-from slmops import artifacts, models, torch_models
+from slmops import artifacts, hardware, models, torch_models
 from slmops.artifacts import Sidecar
 from slmops.errors import ModelError
 from slmops.finetune.config import FinetuneConfig
@@ -41,15 +41,15 @@ def run(config: FinetuneConfig, *, train: Path, validation: Path, base: Path, mo
     unfinished = work_dir(STEP, config, parents, model)
     with artifacts.writing(model, kind="hf_model", step=STEP, config=config, parents=parents) as draft:
         torch.manual_seed(config.seed)
-        torch_models.use_all_cores()
-        device = torch_models.pick_device()
-        dtype = torch_models.pick_dtype(config.dtype, device)
+        hardware.use_all_cores()
+        device = hardware.pick_device()
+        dtype = hardware.pick_dtype(config.dtype, device)
         tokenizer = torch_models.load_tokenizer(base)
         rows = encode_rows(tokenizer, read_records(train), config.max_length)
         validation_rows = encode_rows(tokenizer, read_records(validation), config.max_length)
         trainable = _load_base(base, config, dtype, device)
         adapted = _add_adapters(trainable, config) if config.method != "full" else None
-        log.info("%s of %d rows on %s", config.method, len(rows), torch_models.describe(device, dtype))
+        log.info("%s of %d rows on %s", config.method, len(rows), hardware.describe(device, dtype))
         task = loop.Task(
             model=trainable,
             loss=_loss,

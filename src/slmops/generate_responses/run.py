@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 
-from slmops import artifacts, models, torch_models
+from slmops import artifacts, hardware, models, torch_models
 from slmops.artifacts import Draft, Sidecar
 from slmops.cached_logits import CachedLogits
 from slmops.errors import DataError
@@ -40,13 +40,13 @@ def run(config: GenerateResponsesConfig, *, prompts: Path, teacher: Path, respon
     parents = [artifacts.expect(prompts, "chat_dataset"), models.open_model(teacher)]
     unfinished = work_dir(STEP, config, parents, responses)
     with artifacts.writing(responses, kind="responses", step=STEP, config=config, parents=parents) as draft:
-        torch_models.use_all_cores()
-        device = torch_models.pick_device()
-        dtype = torch_models.pick_dtype(config.dtype, device)
+        hardware.use_all_cores()
+        device = hardware.pick_device()
+        dtype = hardware.pick_dtype(config.dtype, device)
         tokenizer = torch_models.load_tokenizer(teacher)
         model = torch_models.load_model(teacher, dtype=dtype, device=device)
         records = read_records(prompts)[: config.max_rows]
-        log.info("%d prompts on %s", len(records), torch_models.describe(device, dtype))
+        log.info("%d prompts on %s", len(records), hardware.describe(device, dtype))
         started = time.monotonic()
         answers = _answer_all(model, tokenizer, records, config, unfinished)
         seconds = time.monotonic() - started

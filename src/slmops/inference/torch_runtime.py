@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 
-from slmops import torch_models
+from slmops import hardware, torch_models
 from slmops.inference.runtime import Prompt
 from slmops.records import ChatRecord
 from slmops.training.batches import batches_by_length, encode, encode_rows, pad_left
@@ -23,9 +23,9 @@ class TorchRuntime:
         torch.set_num_threads(num_threads)
         self.name = f"transformers {transformers.__version__}"
         self.batch_size = batch_size
-        device = torch_models.pick_device()
+        device = hardware.pick_device()
         self.tokenizer = torch_models.load_tokenizer(directory)
-        self.model = torch_models.load_model(directory, dtype=torch_models.pick_dtype(dtype, device), device=device)
+        self.model = torch_models.load_model(directory, dtype=hardware.pick_dtype(dtype, device), device=device)
 
     @torch.inference_mode()
     def stream(self, prompt: Prompt, max_new_tokens: int) -> Iterator[int]:

@@ -1,0 +1,37 @@
+"""What torch computes on: device and dtype by what the hardware has."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+
+def pick_device() -> torch.device:
+    """The first GPU, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def pick_dtype(setting: str, device: torch.device) -> torch.dtype:
+    """The compute type for `auto`, `float32` or `bfloat16`.
+
+    `auto` takes bfloat16 only where the hardware multiplies it: elsewhere its emulation is many times slower than
+    float32. float16 is never chosen, because training in it needs loss scaling.
+    """
+    if setting != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[setting]
+    if device.type == "cuda":
+        native = torch.cuda.get_device_capability(device) >= (8, 0)
+    else:
+        native = bool(torch.cpu.get_capabilities().get("amx_bf16"))
+    return torch.bfloat16 if native else torch.float32
+
+
+def describe(device: torch.device, dtype: torch.dtype) -> str:
+    return f"{device.type}, {str(dtype).removeprefix('torch.')}, {torch.get_num_threads()} threads"
+
+
+def use_all_cores() -> None:
+    """One thread for each core that this process may use, unless OMP_NUM_THREADS says otherwise."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
