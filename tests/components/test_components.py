@@ -81,7 +81,7 @@ def test_component_yaml_is_up_to_date_and_loads(folder: ComponentFolder, tmp_pat
     fresh = tmp_path / "component.yaml"
     Compiler().compile(folder.load(), str(fresh))
     stored = folder.path / "component.yaml"
-    assert stored.read_text() == fresh.read_text(), "run `make generate`"
+    assert stored.read_text() == fresh.read_text(), "run `make compile`"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         loaded = load_component_from_file(str(stored))
@@ -90,7 +90,7 @@ def test_component_yaml_is_up_to_date_and_loads(folder: ComponentFolder, tmp_pat
 
 @every_component
 def test_readme_is_up_to_date(folder: ComponentFolder) -> None:
-    assert (folder.path / "README.md").read_text() == component_readme(folder), "run `make generate`"
+    assert (folder.path / "README.md").read_text() == component_readme(folder), "run `make compile`"
 
 
 @every_component

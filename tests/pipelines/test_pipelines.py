@@ -35,11 +35,11 @@ def test_generated_files_are_up_to_date(tmp_path: Path) -> None:
     page = write_pipelines(tmp_path)
     for name in registry.names():
         stored = root / "manifests" / "pipelines" / f"{name}.yaml"
-        assert stored.read_text() == (tmp_path / f"{name}.yaml").read_text(), "run `make generate`"
+        assert stored.read_text() == (tmp_path / f"{name}.yaml").read_text(), "run `make compile`"
     reference = root / "docs" / "reference"
-    assert (reference / "pipelines.md").read_text() == page, "run `make generate`"
-    assert (reference / "components.md").read_text() == components_page(component_folders()), "run `make generate`"
-    assert (reference / "command.md").read_text() == command_page(), "run `make generate`"
+    assert (reference / "pipelines.md").read_text() == page, "run `make compile`"
+    assert (reference / "components.md").read_text() == components_page(component_folders()), "run `make compile`"
+    assert (reference / "command.md").read_text() == command_page(), "run `make compile`"
 
 
 def test_compiling_twice_gives_the_same_bytes(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from slmops.kubeflow import compile as compiling
 from slmops.kubeflow import registry
 from slmops.kubeflow.components import ComponentFolder, component_folders
 
-NOTE = "<!-- Written by `make generate`; change the code instead. -->"
+NOTE = "<!-- Written by `make compile`; change the code instead. -->"
 SYMBOLS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "min_length": "length ≥", "pattern": "matches"}
 HELP_WIDTH = 100
 
