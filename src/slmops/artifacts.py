@@ -82,6 +82,12 @@ class Sidecar(Summary):
         numbers = {name: value for name, value in self.facts.items() if isinstance(value, int | float)}
         return {n: v for n, v in numbers.items() if not isinstance(v, bool) and math.isfinite(v)}
 
+    def write_metrics(self, path: Path) -> None:
+        """Write `metrics` as JSON. KFP keeps metrics apart, but counts a step as done only if each output exists."""
+        with explain_os_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(self.metrics(), indent=1) + "\n")
+
 
 class Draft:
     """An artifact that is being written: put files below `path`, facts into `facts`."""

@@ -50,7 +50,7 @@ def test_banking77_runs_through_the_same_pipeline_by_settings_alone(tiny_model: 
         completion_template="{category}",
         prepare_data__split_by="seed",
         prepare_data__stratify_by="category",
-        finetune__num_epochs=0.1,
+        finetune__num_epochs=0.4,
         evaluate__match="exact",
     )
     record = json.loads((tmp_path / "run" / "run.json").read_text())

@@ -44,3 +44,4 @@ def evaluate(
         )
         evaluation.metadata.update(sidecar.metadata())
         metrics.metadata.update(sidecar.metrics())
+        sidecar.write_metrics(Path(metrics.path))

@@ -60,3 +60,4 @@ def distill(
         )
         model.metadata.update(sidecar.metadata())
         metrics.metadata.update(sidecar.metrics())
+        sidecar.write_metrics(Path(metrics.path))

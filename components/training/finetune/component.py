@@ -56,3 +56,4 @@ def finetune(
         )
         model.metadata.update(sidecar.metadata())
         metrics.metadata.update(sidecar.metrics())
+        sidecar.write_metrics(Path(metrics.path))
