@@ -9,7 +9,16 @@ import pytest
 
 from slmops.demo.models import make_tiny_model
 from slmops.demo.object_store import ObjectStore, object_store
+from slmops.progress import log
 from tests.datasets import commands, write_dataset
+
+
+@pytest.fixture(autouse=True)
+def fresh_logging() -> Iterator[None]:
+    """A command that a test calls in this process, or import-linter, sets logging for the whole process: undo that."""
+    yield
+    log.handlers.clear()
+    log.propagate, log.disabled = True, False
 
 
 @pytest.fixture(scope="session")
@@ -34,6 +43,14 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
     """A real S3 server on loopback; each test takes a bucket of its own with `s3.make_bucket()`."""
     with object_store(tmp_path_factory.mktemp("s3")) as store:
         yield store
+
+
+@pytest.fixture
+def bucket(s3: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URI of an empty bucket on it, which this process may write."""
+    for name, value in s3.environment().items():
+        monkeypatch.setenv(name, value)
+    return s3.make_bucket()
 
 
 @pytest.fixture(scope="session")

@@ -82,11 +82,14 @@ class Sidecar(Summary):
         numbers = {name: value for name, value in self.facts.items() if isinstance(value, int | float)}
         return {n: v for n, v in numbers.items() if not isinstance(v, bool) and math.isfinite(v)}
 
-    def write_metrics(self, path: Path) -> None:
-        """Write `metrics` as JSON. KFP keeps metrics apart, but counts a step as done only if each output exists."""
-        with explain_os_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(self.metrics(), indent=1) + "\n")
+    def write_metrics(self, path: Path) -> dict[str, float]:
+        """Write `metrics` as JSON, and return them.
+
+        KFP keeps metrics in an artifact's metadata, but counts a step as done only if each output exists as a file.
+        """
+        metrics = self.metrics()
+        write_json(path, metrics)
+        return metrics
 
 
 class Draft:
@@ -184,6 +187,13 @@ def expect(path: Path, *kinds: Kind) -> Sidecar:
     if sidecar.kind not in kinds:
         raise ArtifactError(f"{path} holds {sidecar.kind}, but this input takes {' or '.join(kinds)}")
     return sidecar
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write an output that is one JSON file."""
+    with explain_os_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(value, indent=1) + "\n")
 
 
 def list_files(root: Path) -> Iterator[FileEntry]:

@@ -25,11 +25,11 @@ def open_model(path: Path) -> Sidecar:
         ModelError: it is no Hugging Face model directory with safetensors weights and a tokenizer.
     """
     if not path.is_dir():
+        if path.with_name(path.name + ".partial").exists():
+            raise ArtifactError(f"{path} is not there: the step that writes it did not finish; run that step again")
         raise ArtifactError(f"{path} is no directory; give a model directory in the Hugging Face layout")
     if (path / SIDECAR).exists():
         return artifacts.expect(path, "hf_model")
-    if path.with_name(path.name + ".partial").exists():
-        raise ArtifactError(f"{path} has no {SIDECAR}: the step that wrote it did not finish; run that step again")
     config = read_config(path)
     _check_weights(path)
     if not (path / "tokenizer.json").is_file():

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 import time
-from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TextIO, TypeVar
 
 LOG_INTERVAL_S = 10.0
 TERMINAL_INTERVAL_S = 0.2
@@ -27,6 +29,29 @@ def set_up_logging() -> None:
     log.propagate = False
 
 
+class _Screen:
+    """Where progress is shown: standard error, as it is now."""
+
+    def __init__(self) -> None:
+        self._terminal: TextIO | None = sys.stderr if sys.stderr.isatty() else None
+        self.interval_s = TERMINAL_INTERVAL_S if self._terminal else LOG_INTERVAL_S
+        self.wrote = False
+
+    def write(self, text: str, note: str) -> None:
+        """Show a line in place of the one before, or below it in a log."""
+        self.wrote = True
+        text += f", {note}" if note else ""
+        if self._terminal:
+            self._terminal.write(f"\r\x1b[K{text}")
+            self._terminal.flush()
+        else:
+            _log_always(text)
+
+    def close(self) -> None:
+        if self.wrote and self._terminal:
+            self._terminal.write("\n")
+
+
 class Progress:
     """Counts towards `total` and says how far it is and how long it will take.
 
@@ -38,38 +63,29 @@ class Progress:
         self.what, self.total, self.unit, self.done = what, total, unit, done
         self._first = done
         self._started = self._written_at = time.monotonic()
-        self._terminal = sys.stderr.isatty()
-        self._wrote = False
+        self._screen = _Screen()
 
     def __enter__(self) -> Progress:
         return self
 
     def __exit__(self, failure: object, *_: object) -> None:
-        if self._wrote and failure is None:
+        if self._screen.wrote and failure is None:
             self._write("")
-        if self._wrote and self._terminal:
-            sys.stderr.write("\n")
+        self._screen.close()
 
     def advance(self, count: int = 1, note: str = "") -> None:
         """Add `count` to what is done; `note` is shown behind it (a loss, say)."""
         self.done += count
-        interval = TERMINAL_INTERVAL_S if self._terminal else LOG_INTERVAL_S
-        if time.monotonic() - self._written_at >= interval:
+        if time.monotonic() - self._written_at >= self._screen.interval_s:
             self._write(note)
 
     def _write(self, note: str) -> None:
         self._written_at = time.monotonic()
-        self._wrote = True
         elapsed = self._written_at - self._started
         rate = (self.done - self._first) / elapsed if elapsed > 0 else 0.0
         left = f", {_clock((self.total - self.done) / rate)} left" if rate and self.done < self.total else ""
         text = f"{self.what}: {self.done:,}/{self.total:,} {self.unit}, {rate:.1f}/s, {_clock(elapsed)} so far{left}"
-        text += f", {note}" if note else ""
-        if self._terminal:
-            sys.stderr.write(f"\r\x1b[K{text}")
-            sys.stderr.flush()
-        else:
-            log.info("%s", text)
+        self._screen.write(text, note)
 
 
 def track(items: Iterable[T], what: str, total: int, unit: str = "rows") -> Iterator[T]:
@@ -78,6 +94,31 @@ def track(items: Iterable[T], what: str, total: int, unit: str = "rows") -> Iter
         for item in items:
             yield item
             progress.advance()
+
+
+@contextmanager
+def heartbeat(what: str, note: Callable[[], str]) -> Iterator[None]:
+    """Show how long the body has taken, for work that cannot be counted; `note()` is shown behind it."""
+    screen, started, ended = _Screen(), time.monotonic(), threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(screen.interval_s):
+            screen.write(f"{what}: {_clock(time.monotonic() - started)} so far", note())
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        screen.close()
+
+
+def _log_always(text: str) -> None:
+    """`log.info`, also where a step holds back what its libraries log with `logging.disable`."""
+    if log.getEffectiveLevel() <= logging.INFO:
+        log.handle(log.makeRecord(log.name, logging.INFO, __file__, 0, text, (), None))
 
 
 def _clock(seconds: float) -> str:

@@ -15,20 +15,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any
 from urllib.parse import urlsplit
 
-from slmops.errors import SlmopsError, StoreError, StoreUnavailable, explain_os_errors
+from slmops.errors import StoreError, StoreUnavailable, explain_os_errors
 from slmops.progress import Progress
-
-if TYPE_CHECKING:
-    from mypy_boto3_s3 import S3Client
 
 CHUNK_BYTES = 4 * 1024 * 1024
 PROBE_KEY = "v1/probe"
 NO_ETAG = '"0123456789abcdef0123456789abcdef"'
 STALE_PARTIAL_S = 24 * 3600.0
-MAX_CONFLICTS = 5
 
 
 @dataclass(frozen=True)
@@ -87,6 +83,14 @@ class Store(ABC):
                 "other; use a store that keeps them, such as AWS S3, MinIO, Ceph or SeaweedFS"
             )
 
+    def _missing(self, key: str) -> StoreError:
+        return StoreError(f"{self.uri} has no object {key}; check the URI, or publish again")
+
+    def _too_large(self, key: str, max_bytes: int) -> StoreError:
+        return StoreError(
+            f"{self.uri}: {key} is larger than {max_bytes:,} bytes, which no such object may be; check who writes there"
+        )
+
 
 def open_store(uri: str) -> Store:
     """The store at `s3://bucket/prefix` or in a local folder. S3's endpoint and keys come from the environment.
@@ -98,6 +102,8 @@ def open_store(uri: str) -> Store:
         parts = urlsplit(uri)
         if not parts.netloc or "@" in parts.netloc:
             raise StoreError("the store's URI has no plain bucket name; write s3://bucket or s3://bucket/prefix")
+        from slmops.s3 import S3Store  # loads boto3, which takes a while
+
         return S3Store(parts.netloc, parts.path.strip("/"))
     if "://" in uri:
         scheme = uri.partition("://")[0]
@@ -156,7 +162,7 @@ class LocalStore(Store):
         with explain_os_errors(self.root), self._open(key) as file:
             data = bytes(file.read(max_bytes + 1))
         if len(data) > max_bytes:
-            raise StoreError(_too_large(self.uri, key, max_bytes))
+            raise self._too_large(key, max_bytes)
         return data
 
     def read_range(self, key: str, start: int, length: int) -> bytes:
@@ -198,7 +204,7 @@ class LocalStore(Store):
         try:
             return open(self._path(key), "rb")
         except (FileNotFoundError, NotADirectoryError):
-            raise StoreError(_missing(self.uri, key)) from None
+            raise self._missing(key) from None
 
     def _write(self, key: str, data: bytes | Path, if_match: str | None) -> bool:
         target = self._path(key)
@@ -223,170 +229,6 @@ class LocalStore(Store):
         with open(self.root / ".lock", "a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
-
-
-class S3Store(Store):
-    """A bucket of any S3-compatible server; boto3 reads endpoint, region and keys from the environment."""
-
-    def __init__(self, bucket: str, prefix: str = "") -> None:
-        import boto3
-        from botocore.config import Config
-        from botocore.exceptions import BotoCoreError
-
-        self.bucket = bucket
-        self.prefix = f"{prefix}/" if prefix else ""
-        self.uri = f"s3://{bucket}/{prefix}" if prefix else f"s3://{bucket}"
-        config = Config(
-            connect_timeout=5,
-            read_timeout=60,
-            max_pool_connections=16,
-            retries={"mode": "standard", "total_max_attempts": 4},
-        )
-        try:
-            session = boto3.Session(region_name=os.environ.get("AWS_REGION"))
-            self._client: S3Client = session.client("s3", config=config)
-        except (BotoCoreError, ValueError) as error:
-            raise StoreError(f"{self.uri}: the S3 settings do not fit: {error}; check the AWS_... variables") from None
-
-    def read(self, key: str, max_bytes: int) -> bytes:
-        with self._explained(key):
-            response = self._client.get_object(Bucket=self.bucket, Key=self.prefix + key)
-            if response["ContentLength"] > max_bytes:
-                response["Body"].close()
-                raise StoreError(_too_large(self.uri, key, max_bytes))
-            return self._body(response, key)
-
-    def read_range(self, key: str, start: int, length: int) -> bytes:
-        from botocore.exceptions import ClientError
-
-        with self._explained(key):
-            try:
-                response = self._client.get_object(
-                    Bucket=self.bucket, Key=self.prefix + key, Range=f"bytes={start}-{start + length - 1}"
-                )
-            except ClientError as error:
-                if _status(error) == 416:
-                    return b""
-                raise
-            if response["ContentLength"] > length:
-                response["Body"].close()
-                raise StoreError(f"{self.uri} ignores the Range header, found a whole object; use another S3 server")
-            return self._body(response, key)
-
-    def stat(self, key: str) -> Stat | None:
-        from botocore.exceptions import ClientError
-
-        with self._explained(key):
-            try:
-                found = self._client.head_object(Bucket=self.bucket, Key=self.prefix + key)
-            except ClientError as error:
-                if _status(error) != 404:
-                    raise
-                # HEAD has no body, so a missing bucket looks like a missing object: ask for the bucket, too.
-                self._client.list_objects_v2(Bucket=self.bucket, Prefix=self.prefix + key, MaxKeys=1)
-                return None
-            return Stat(found["ContentLength"], found["ETag"])
-
-    def create(self, key: str, data: bytes | Path) -> bool:
-        return self._put(key, data, {"IfNoneMatch": "*"})
-
-    def replace(self, key: str, data: bytes, if_match: str | None) -> bool:
-        if self._put(key, data, {"IfNoneMatch": "*"} if if_match is None else {"IfMatch": if_match}):
-            return True
-        # A request that was repeated because its first answer got lost meets its own object.
-        found = self.stat(key)
-        return found is not None and found.size_bytes == len(data) and self.read(key, len(data)) == data
-
-    def list(self, prefix: str) -> Iterator[str]:
-        with self._explained(prefix):
-            pages = self._client.get_paginator("list_objects_v2").paginate(
-                Bucket=self.bucket, Prefix=self.prefix + prefix
-            )
-            for page in pages:
-                for entry in page.get("Contents", ()):
-                    yield entry["Key"].removeprefix(self.prefix)
-
-    def _put(self, key: str, data: bytes | Path, condition: dict[str, str]) -> bool:
-        from botocore.exceptions import ClientError
-
-        conflicts = 0
-        while True:
-            with self._explained(key):
-                try:
-                    self._put_once(key, data, condition)
-                    return True
-                except ClientError as error:
-                    # 412: the condition does not hold. 404: If-Match on an object that is gone.
-                    # 409: another conditional write to the key was under way, and it is open which one will hold.
-                    status, conflicts = _status(error), conflicts + 1
-                    if status == 412 or (status == 404 and _code(error) == "NoSuchKey"):
-                        return False
-                    if status != 409 or conflicts == MAX_CONFLICTS:
-                        raise
-            time.sleep(0.2)
-
-    def _put_once(self, key: str, data: bytes | Path, condition: dict[str, Any]) -> None:
-        if isinstance(data, bytes):
-            self._client.put_object(Bucket=self.bucket, Key=self.prefix + key, Body=data, **condition)
-            return
-        with explain_os_errors(data), open(data, "rb") as body:
-            self._client.put_object(Bucket=self.bucket, Key=self.prefix + key, Body=body, **condition)
-
-    def _body(self, response: Any, key: str) -> bytes:
-        data = bytes(response["Body"].read())
-        if len(data) != response["ContentLength"]:
-            raise StoreUnavailable(f"{self.uri}: the connection ended within {key}; try again")
-        return data
-
-    @contextmanager
-    def _explained(self, key: str) -> Iterator[None]:
-        """Turn boto3's errors into ours. Neither carries a secret: only names of settings and the store's own words."""
-        from botocore import exceptions
-        from urllib3.exceptions import HTTPError
-
-        try:
-            yield
-        except SlmopsError:
-            raise
-        except exceptions.ClientError as error:
-            self._explain(error, key)
-        except (exceptions.NoCredentialsError, exceptions.PartialCredentialsError, exceptions.CredentialRetrievalError):
-            raise StoreError(
-                f"{self.uri}: found no complete S3 credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-            ) from None
-        except exceptions.SSLError as error:
-            raise StoreError(
-                f"{self.uri}: the certificate of {self._client.meta.endpoint_url} is not trusted ({error}); "
-                "set AWS_CA_BUNDLE to the file of its certificate authority"
-            ) from None
-        except (
-            exceptions.ConnectionError,
-            exceptions.HTTPClientError,
-            exceptions.IncompleteReadError,
-            HTTPError,
-            ConnectionError,
-        ) as error:
-            raise StoreUnavailable(
-                f"{self.uri} does not answer at {self._client.meta.endpoint_url} ({type(error).__name__}); check that "
-                "it runs and that AWS_ENDPOINT_URL is right, then try again"
-            ) from error
-        except exceptions.BotoCoreError as error:
-            raise StoreError(f"{self.uri}: {key}: {error}; check the store's URI and the AWS_... settings") from None
-
-    def _explain(self, error: Any, key: str) -> NoReturn:
-        code, status = _code(error), _status(error)
-        if code == "NoSuchBucket":
-            raise StoreError(f"{self.uri}: the bucket does not exist; create it, or correct the URI") from None
-        if code in ("NoSuchKey", "404", "NotFound"):
-            raise StoreError(_missing(self.uri, key)) from None
-        if status in (401, 403) or code in ("ExpiredToken", "InvalidToken"):
-            raise StoreError(
-                f"{self.uri} refuses these credentials for {key} ({code}); check AWS_ACCESS_KEY_ID, "
-                "AWS_SECRET_ACCESS_KEY and what they may do in this bucket"
-            ) from None
-        if status >= 500 or status in (408, 409, 429) or code in ("SlowDown", "RequestTimeout", "Throttling"):
-            raise StoreUnavailable(f"{self.uri} cannot serve {key} now ({status} {code}); try again later") from error
-        raise StoreError(f"{self.uri} refuses the request for {key} ({status} {code}); check URI and region") from error
 
 
 def sync_directory(path: Path) -> None:
@@ -417,19 +259,3 @@ def _write_synced(path: Path, data: bytes | Path) -> None:
             file.write(data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _status(error: Any) -> int:
-    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-
-
-def _code(error: Any) -> str:
-    return str(error.response.get("Error", {}).get("Code", ""))
-
-
-def _missing(uri: str, key: str) -> str:
-    return f"{uri} has no object {key}; check the URI, or publish again"
-
-
-def _too_large(uri: str, key: str, max_bytes: int) -> str:
-    return f"{uri}: {key} is larger than {max_bytes:,} bytes, which no such object may be; check who writes there"

@@ -18,7 +18,6 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from slmops import artifacts
 from slmops.demo.object_store import ObjectStore, object_store
 from slmops.edge import fetch, node
 from slmops.edge.pull import pull
@@ -28,17 +27,12 @@ from slmops.publish.run import run
 from slmops.release.format import RANGE_BYTES, Manifest, manifest_key
 from slmops.release.metadata import read_channel
 from slmops.storage import open_store
+from tests.judged import write_variants, write_verdict
 
 pytestmark = pytest.mark.slow
 
 NUM_RANGES = 8
 SIZE_BYTES = NUM_RANGES * RANGE_BYTES
-
-
-@pytest.fixture
-def bucket(s3: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> str:
-    use(s3, monkeypatch)
-    return s3.make_bucket()
 
 
 def use(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,19 +42,8 @@ def use(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def write_inputs(base: Path, weights: bytes) -> dict[str, Path]:
     """A variants artifact and a passing verdict, with the facts that the real steps write."""
-    with artifacts.writing(base / "variants", kind="variants", step="quantize") as variants:
-        directory = variants.path / "cpu-int4"
-        directory.mkdir()
-        (directory / "genai_config.json").write_bytes(b"{}")
-        (directory / "model.onnx.data").write_bytes(weights)
-        digest = artifacts.digest_of(list(artifacts.list_files(directory)))
-        variants.facts["variants"] = {"cpu-int4": {"digest": digest, "size_bytes": len(weights) + 2}}
-    assert variants.sidecar is not None
-    with artifacts.writing(base / "b", kind="benchmark", step="benchmark", parents=[variants.sidecar]) as benchmark:
-        benchmark.facts.update(model_digest=digest, runtime="onnxruntime-genai 0.10.0", peak_rss_bytes=1_000_000)
-    assert benchmark.sidecar is not None
-    with artifacts.writing(base / "verdict", kind="verdict", step="gate", parents=[benchmark.sidecar]) as verdict:
-        verdict.facts.update(verdict="pass", reason="all hold", variant="cpu-int4", candidate_digest=digest)
+    files = {"genai_config.json": b"{}", "model.onnx.data": weights}
+    write_verdict(base / "verdict", write_variants(base / "variants", {"cpu-int4": files}))
     return {"variants": base / "variants", "verdict": base / "verdict", "release": base / "release"}
 
 

@@ -92,8 +92,6 @@ def test_exit_codes_say_whether_a_retry_may_help() -> None:
 def test_a_step_ends_with_one_clear_line_and_its_exit_code(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("handlers", "propagate", "level"):  # a step sets up logging; the other tests want it as it was
-        monkeypatch.setattr(log, name, list(log.handlers) if name == "handlers" else getattr(log, name))
     monkeypatch.setenv(TERMINATION_LOG, str(tmp_path / "termination"))
     with pytest.raises(SystemExit) as stopped, step("prepare_data"):
         raise errors.StoreUnavailable("the store does not answer; try again")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -12,11 +13,23 @@ from scipy.stats import binomtest
 
 from slmops.errors import ArtifactError, ConfigError
 from slmops.evaluate.config import EvaluateConfig
-from slmops.evaluate.run import PREDICTIONS, perplexity, run, same_json, same_text, wilson_interval
+from slmops.evaluate.run import (
+    MAX_CLASSES,
+    OTHER,
+    PREDICTIONS,
+    confusion_matrix,
+    perplexity,
+    run,
+    same_json,
+    same_text,
+    wilson_interval,
+    write_confusion_matrix,
+)
 from slmops.inference.runtime import open_runtime
 from slmops.quantize.config import QuantizeConfig
 from slmops.quantize.run import run as quantize
 from slmops.records import read_jsonl
+from tests.datasets import ACTIONS, DEVICES
 
 
 def quick(**settings: object) -> EvaluateConfig:
@@ -44,6 +57,32 @@ def test_figures_follow_from_the_kept_predictions(tiny_teacher: Path, held_out_r
     assert sum(row["prediction"].strip() == row["reference"].strip() for row in predictions) == facts["num_correct"]
     assert facts["accuracy_low"] < facts["accuracy"] <= facts["accuracy_high"]
     assert sum(total for _, total in facts["by_stratum"].values()) == 40
+
+
+def test_the_confusion_matrix_counts_every_kept_prediction(
+    tiny_teacher: Path, held_out_rows: Path, tmp_path: Path
+) -> None:
+    facts = run(quick(), model=tiny_teacher, test=held_out_rows, evaluation=tmp_path / "evaluation").facts
+    classes, matrix = write_confusion_matrix(tmp_path / "evaluation", tmp_path / "out" / "confusion")
+    assert json.loads((tmp_path / "out" / "confusion").read_text()) == {"classes": classes, "matrix": matrix}
+    assert set(classes) == {f"{action} {device}" for action in ACTIONS for device in DEVICES} | {OTHER}
+    assert sum(map(sum, matrix)) == 40
+    assert sum(matrix[number][number] for number in range(len(classes) - 1)) == facts["num_correct"]
+
+
+def test_answers_beyond_the_classes_count_as_other() -> None:
+    def row(reference: str, prediction: str, correct: bool = False) -> dict[str, object]:
+        return {"reference": reference, "prediction": prediction, "correct": correct}
+
+    assert confusion_matrix([row('{"a": 1}', '{"a":1}', True), row("b", "b ", True), row("b", "c")]) == (
+        ["b", '{"a": 1}', OTHER],
+        [[1, 0, 1], [0, 1, 0], [0, 0, 0]],
+    )
+    many = [row(f"{number:03d}", f"{number:03d}", True) for number in range(MAX_CLASSES + 4)]
+    many.append(row("long " * 40, "long " * 40, True))
+    classes, matrix = confusion_matrix(many)
+    assert len(classes) == MAX_CLASSES + 1
+    assert matrix[-1][-1] == 5
 
 
 @given(st.integers(1, 5000).flatmap(lambda rows: st.tuples(st.integers(0, rows), st.just(rows))))

@@ -14,20 +14,21 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from slmops import artifacts
-from slmops.errors import ArtifactError, ConfigError, DataError, UserError
+from slmops.errors import ArtifactError, ConfigError, DataError, StoreError, UserError
 from slmops.prepare_data.chats import Template
 from slmops.prepare_data.config import PrepareDataConfig
 from slmops.prepare_data.readers import read_csv, read_jsonl
 from slmops.prepare_data.run import BAD_ROWS, PreparedData, run
 from slmops.prepare_data.splitting import SPLITS, Chat, Split, drop_leaks, split_by_seed
 from slmops.records import ROWS, ChatRecord, read_records
+from slmops.storage import open_store
 
 BANKING77 = Path(__file__).parents[3] / "shared" / "data" / "banking77" / "train.csv"
 
 ROWS_100 = [{"prompt": f"question {i}", "completion": f"answer {i % 4}"} for i in range(100)]
 
 
-def prepare(tmp_path: Path, source: Path, **settings: Any) -> PreparedData:
+def prepare(tmp_path: Path, source: Path | str, **settings: Any) -> PreparedData:
     config = PrepareDataConfig.create({"source_uri": str(source), **settings})
     paths = {split: tmp_path / "out" / split for split in SPLITS}
     return run(config, **paths, report=tmp_path / "out" / "report.html")
@@ -60,6 +61,18 @@ def parquet(path: Path, rows: list[dict[str, Any]]) -> Path:
 
     write_table(pyarrow.Table.from_pylist(rows), path)
     return path
+
+
+@pytest.mark.slow
+def test_rows_come_from_s3_as_from_a_folder(bucket: str, tmp_path: Path) -> None:
+    file = jsonl(tmp_path / "rows.jsonl", ROWS_100)
+    open_store(bucket).create("raw/rows.jsonl", file)
+    far = prepare(tmp_path / "far", f"{bucket}/raw/rows.jsonl")
+    near = prepare(tmp_path / "near", file)
+    assert [sidecar.digest for sidecar in far] == [sidecar.digest for sidecar in near]
+    assert {path.name for path in (tmp_path / "far" / "out").iterdir()} == {*SPLITS, "report.html"}
+    with pytest.raises(StoreError, match=r"raw/absent\.jsonl does not exist; check bucket and key"):
+        prepare(tmp_path / "absent", f"{bucket}/raw/absent.jsonl")
 
 
 def test_every_row_lands_in_one_split_in_its_share(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from slmops.publish.run import run
 from slmops.release.format import Manifest, Release, blob_key, manifest_key, read_verified, release_key
 from slmops.release.metadata import read_channel
 from slmops.storage import LocalStore
+from tests.judged import write_variants, write_verdict
 
 FILES = {
     "genai_config.json": b'{"model": {"context_length": 64}}',
@@ -23,26 +24,11 @@ FILES = {
 
 def write_inputs(base: Path, *, verdict: str = "pass", digest: str | None = None) -> dict[str, Path]:
     """A variants artifact and a verdict on it, with the facts that the real steps write."""
-    with artifacts.writing(base / "variants", kind="variants", step="quantize") as variants:
-        facts = {}
-        for name in ("cpu-int4", "cpu-int8"):
-            (variants.path / name).mkdir()
-            for file, content in FILES.items():
-                (variants.path / name / file).write_bytes(content + (name.encode() if file == "model.onnx" else b""))
-            entries = list(artifacts.list_files(variants.path / name))
-            facts[name] = {"digest": artifacts.digest_of(entries), "size_bytes": sum(e.size_bytes for e in entries)}
-        variants.facts["variants"] = facts
-    candidate = digest or facts["cpu-int4"]["digest"]
-    assert variants.sidecar is not None
-    with artifacts.writing(base / "b", kind="benchmark", step="benchmark", parents=[variants.sidecar]) as benchmark:
-        (benchmark.path / "b.json").write_text("{}")
-        benchmark.facts.update(model_digest=candidate, runtime="onnxruntime-genai 0.18.0", peak_rss_bytes=150_000_000)
-    assert benchmark.sidecar is not None
-    with artifacts.writing(base / "verdict", kind="verdict", step="gate", parents=[benchmark.sidecar]) as judged:
-        (judged.path / "verdict.json").write_text(verdict)
-        judged.facts.update(
-            verdict=verdict, reason="accuracy 0.5 < 0.9", variant="cpu-int4", candidate_digest=candidate
-        )
+    variants = write_variants(
+        base / "variants",
+        {name: FILES | {"model.onnx": b"graph" + name.encode()} for name in ("cpu-int4", "cpu-int8")},
+    )
+    write_verdict(base / "verdict", variants, verdict=verdict, digest=digest)
     return {"variants": base / "variants", "verdict": base / "verdict", "release": base / "release"}
 
 
@@ -66,8 +52,8 @@ def test_a_reader_finds_all_of_the_release(tmp_path: Path, config: PublishConfig
     assert [ancestor.kind for ancestor in release.lineage] == ["variants", "benchmark", "verdict"]
     digest = release.variants[0].manifest_digest
     manifest = read_verified(store, Manifest, manifest_key(digest), digest)
-    assert manifest.requirements.runtime_version == "0.18.0"
-    assert manifest.requirements.ram_bytes == 150_000_000
+    assert manifest.requirements.runtime_version == "0.10.0"
+    assert manifest.requirements.ram_bytes == 1_000_000
     found = {file.path: store.read(blob_key(file.sha256), 10_000) for file in manifest.files}
     assert found == {**FILES, "model.onnx": b"graphcpu-int4"}
     assert sidecar.facts["num_blobs"] == 3

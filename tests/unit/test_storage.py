@@ -12,14 +12,8 @@ import pytest
 
 from slmops.demo.object_store import ObjectStore
 from slmops.errors import ArtifactError, DiskFullError, StoreError, StoreUnavailable
-from slmops.storage import LocalStore, S3Store, Store, fetch, open_store
-
-
-@pytest.fixture
-def bucket(s3: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> str:
-    for name, value in s3.environment().items():
-        monkeypatch.setenv(name, value)
-    return s3.make_bucket()
+from slmops.s3 import S3Store
+from slmops.storage import LocalStore, Store, fetch, open_store
 
 
 @pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.slow)])

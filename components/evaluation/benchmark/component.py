@@ -43,5 +43,4 @@ def benchmark(
             benchmark=Path(benchmark.path),
         )
         benchmark.metadata.update(sidecar.metadata())
-        metrics.metadata.update(sidecar.metrics())
-        sidecar.write_metrics(Path(metrics.path))
+        metrics.metadata.update(sidecar.write_metrics(Path(metrics.path)))

@@ -1,7 +1,7 @@
 """KFP interface of evaluate."""
 
 from kfp import dsl
-from kfp.dsl import Artifact, Dataset, Input, Metrics, Output
+from kfp.dsl import Artifact, ClassificationMetrics, Dataset, Input, Metrics, Output
 from slmops_components import images
 from slmops_components.documented import documented
 
@@ -15,6 +15,7 @@ def evaluate(
     test: Input[Dataset],
     evaluation: Output[Artifact],
     metrics: Output[Metrics],
+    confusion: Output[ClassificationMetrics],
     variant: str = "full_precision",
     match: str = "exact",
     max_rows: int = 1_000_000,
@@ -29,6 +30,7 @@ def evaluate(
         test: Chat records that the model was not trained on.
         evaluation: Accuracy, perplexity and every prediction.
         metrics: The same figures for the dashboard.
+        confusion: How often each reference answer got which answer, for tasks with few different answers.
     """
     from pathlib import Path
 
@@ -43,5 +45,5 @@ def evaluate(
             evaluation=Path(evaluation.path),
         )
         evaluation.metadata.update(sidecar.metadata())
-        metrics.metadata.update(sidecar.metrics())
-        sidecar.write_metrics(Path(metrics.path))
+        metrics.metadata.update(sidecar.write_metrics(Path(metrics.path)))
+        confusion.log_confusion_matrix(*run.write_confusion_matrix(Path(evaluation.path), Path(confusion.path)))

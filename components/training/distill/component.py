@@ -59,5 +59,4 @@ def distill(
             model=Path(model.path),
         )
         model.metadata.update(sidecar.metadata())
-        metrics.metadata.update(sidecar.metrics())
-        sidecar.write_metrics(Path(metrics.path))
+        metrics.metadata.update(sidecar.write_metrics(Path(metrics.path)))

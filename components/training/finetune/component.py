@@ -55,5 +55,4 @@ def finetune(
             model=Path(model.path),
         )
         model.metadata.update(sidecar.metadata())
-        metrics.metadata.update(sidecar.metrics())
-        sidecar.write_metrics(Path(metrics.path))
+        metrics.metadata.update(sidecar.write_metrics(Path(metrics.path)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,15 @@ from slmops.artifacts import Sidecar
 from slmops.evaluate.config import EvaluateConfig
 from slmops.inference.runtime import Runtime, open_runtime
 from slmops.progress import Progress, log
-from slmops.records import ChatRecord, read_records, write_jsonl
+from slmops.records import ChatRecord, read_jsonl, read_records, write_jsonl
 from slmops.variants import find_model
 
 STEP = "evaluate"
 PREDICTIONS = "predictions.jsonl"
+
+MAX_CLASSES = 80
+MAX_CLASS_CHARS = 100
+OTHER = "(other)"
 
 Z_95 = 1.959963984540054
 """Quantile of the normal distribution for a two-sided 95 % interval."""
@@ -118,6 +123,31 @@ def summarize(predictions: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "exact_match": sum(row["exact"] for row in predictions) / num_rows,
         "by_stratum": dict(sorted(strata.items())),
     }
+
+
+def write_confusion_matrix(evaluation: Path, path: Path) -> tuple[list[str], list[list[int]]]:
+    """Count the predictions that `run` kept in `evaluation`; write the matrix to `path` as JSON, and return it."""
+    classes, matrix = confusion_matrix([row for _, row in read_jsonl(evaluation / PREDICTIONS)])
+    artifacts.write_json(path, {"classes": classes, "matrix": matrix})
+    return classes, matrix
+
+
+def confusion_matrix(predictions: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[int]]]:
+    """Classes, and how many rows of each class (first index) were answered with which class (second index).
+
+    Classes are the most frequent short reference answers and, last, OTHER: every other reference, and every answer that
+    is none of them. A right answer counts for its reference's class, however it is written.
+    """
+    references = Counter(row["reference"].strip() for row in predictions)
+    short = [name for name, _ in references.most_common() if len(name) <= MAX_CLASS_CHARS]
+    classes = [*sorted(short[:MAX_CLASSES]), OTHER]
+    index = {name: number for number, name in enumerate(classes)}
+    matrix = [[0] * len(classes) for _ in classes]
+    for row in predictions:
+        reference = row["reference"].strip()
+        answer = reference if row["correct"] else row["prediction"].strip()
+        matrix[index.get(reference, -1)][index.get(answer, -1)] += 1
+    return classes, matrix
 
 
 def wilson_interval(num_correct: int, num_rows: int) -> tuple[float, float]:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, AnyStr
 
 from slmops.errors import ConfigError, DataError, explain_os_errors
 from slmops.progress import Progress
@@ -42,12 +42,7 @@ def reader_of(source_uri: str) -> Callable[[Path], Iterator[Row]]:
 def read_jsonl(path: Path) -> Iterator[Row]:
     """Objects, one per line; blank lines are skipped."""
     with explain_os_errors(path), open(path, "rb") as file, _reading(path) as progress:
-        number = 0
-        while line := file.readline(MAX_LINE_BYTES + 1):
-            number += 1
-            if len(line) > MAX_LINE_BYTES:
-                raise _line_too_long(path, number)
-            progress.advance(len(line))
+        for number, line in enumerate(_lines(path, file, progress), 1):
             text = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
             if text.strip():
                 yield _parse(number, text)
@@ -125,7 +120,7 @@ def _parse(number: int, line: bytes) -> Row:
     return Row(number, row)
 
 
-def _lines(path: Path, file: Any, progress: Progress) -> Iterator[str]:
+def _lines(path: Path, file: IO[AnyStr], progress: Progress) -> Iterator[AnyStr]:
     number = 0
     while line := file.readline(MAX_LINE_BYTES + 1):
         number += 1

@@ -94,8 +94,7 @@ def run(config: PrepareDataConfig, *, train: Path, validation: Path, test: Path,
         if source.bad_rows:
             write_jsonl(train_draft.path / BAD_ROWS, source.bad_rows)
         _report(config, source, parts, facts, report)
-    sidecars = [draft.sidecar for draft in drafts.values()]
-    return PreparedData(*[sidecar for sidecar in sidecars if sidecar])
+    return PreparedData(train_draft.sidecar, validation_draft.sidecar, test_draft.sidecar)
 
 
 def _read(config: PrepareDataConfig, path: Path, read: Callable[[Path], Iterator[Row]]) -> Source:

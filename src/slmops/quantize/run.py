@@ -14,7 +14,7 @@ from typing import Any
 from slmops import artifacts, models
 from slmops.artifacts import Sidecar
 from slmops.errors import DiskFullError, ModelError
-from slmops.progress import log
+from slmops.progress import heartbeat, log
 from slmops.quantize.config import QuantizeConfig
 
 STEP = "quantize"
@@ -27,6 +27,9 @@ OLIVE_REPORTS = (
     "run_history.txt",
 )
 """Files that Olive leaves beside a model; they hold times and paths, and no runtime reads them."""
+
+BUILDER = "GenAIModelBuilder"
+"""Name of the class of our Olive pass, which loads only with Olive."""
 
 PRECISION = {"cpu-int4": "int4", "cpu-int8": "int8"}
 """The builder's name for the weights of each variant."""
@@ -63,6 +66,37 @@ def build(model: Path, directory: Path, variant: str, config: QuantizeConfig) ->
         ModelError: Olive's pass failed; Olive itself only logs that.
         DiskFullError: the device is full.
     """
+    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".olive-") as scratch:
+        found = _run_olive(_workflow(model, variant, config, scratch), scratch, model, variant)
+        if not (found / "genai_config.json").is_file():
+            raise ModelError(f"Olive wrote no genai_config.json for {variant} of {model}; choose another algorithm")
+        for name in OLIVE_REPORTS:
+            (found / name).unlink(missing_ok=True)
+        shutil.move(found, directory)
+
+
+def _workflow(model: Path, variant: str, config: QuantizeConfig, scratch: str) -> dict[str, Any]:
+    """Olive's run configuration: one pass, the builder's."""
+    return {
+        "input_model": {"type": "HfModel", "model_path": str(model.resolve())},
+        "systems": {"host": {"type": "LocalSystem", "accelerators": [{"device": "cpu"}]}},
+        "host": "host",
+        "target": "host",
+        "passes": {
+            "build": {
+                "type": BUILDER,
+                "precision": PRECISION[variant],
+                "block_size": config.block_size,
+                "algorithm": config.algorithm,
+            }
+        },
+        "output_dir": f"{scratch}/output",
+        "cache_dir": f"{scratch}/cache",
+    }
+
+
+def _run_olive(workflow: dict[str, Any], scratch: str, model: Path, variant: str) -> Path:
+    """Run Olive, held back from the screen and from what it changes in the process; the directory it wrote."""
     os.environ["OLIVE_DISABLE_TELEMETRY"] = "1"
     os.environ.setdefault("CI", "true")  # the second switch: Olive sends a heartbeat before it looks at the first
     from olive.workflows import run as run_olive
@@ -71,48 +105,29 @@ def build(model: Path, directory: Path, variant: str, config: QuantizeConfig) ->
 
     GenAIModelBuilder.failure = None
     said = io.StringIO()
-    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".olive-") as scratch:
-        workflow = {
-            "input_model": {"type": "HfModel", "model_path": str(model.resolve())},
-            "systems": {"host": {"type": "LocalSystem", "accelerators": [{"device": "cpu"}]}},
-            "host": "host",
-            "target": "host",
-            "passes": {
-                "build": {
-                    "type": GenAIModelBuilder.__name__,
-                    "precision": PRECISION[variant],
-                    "block_size": config.block_size,
-                    "algorithm": config.algorithm,
-                }
-            },
-            "output_dir": f"{scratch}/output",
-            "cache_dir": f"{scratch}/cache",
-            "log_severity_level": 4,
-        }
-        pass_module = f"{GenAIModelBuilder.__module__}.{GenAIModelBuilder.__name__}"
-        package = {"passes": {GenAIModelBuilder.__name__: {"module_path": pass_module}}}
-        tempdir, disabled = tempfile.tempdir, logging.root.manager.disable
-        logging.disable(logging.CRITICAL)
-        try:
-            with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-                output = run_olive(workflow, package_config=package, tempdir=scratch)
-        finally:
-            logging.disable(disabled)
-            tempfile.tempdir = tempdir  # Olive sets it for the whole process
-        found = Path(output.get_best_candidate().model_path) if output.has_output_model() else None
-        if found is None or GenAIModelBuilder.failure:
-            raise _explain(GenAIModelBuilder.failure, model, variant, said.getvalue())
-        source = found if found.is_dir() else found.parent
-        if not (source / "genai_config.json").is_file():
-            raise ModelError(f"Olive wrote no genai_config.json for {variant}: {_last_line(said.getvalue())}")
-        for name in OLIVE_REPORTS:
-            (source / name).unlink(missing_ok=True)
-        shutil.move(source, directory)
+    package = {"passes": {BUILDER: {"module_path": f"{GenAIModelBuilder.__module__}.{BUILDER}"}}}
+    tempdir, disabled = tempfile.tempdir, logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with (
+            heartbeat(f"building {variant}", lambda: _last_line(said.getvalue()).partition(" in /")[0]),
+            contextlib.redirect_stdout(said),
+            contextlib.redirect_stderr(said),
+        ):
+            output = run_olive(workflow, package_config=package, tempdir=scratch)
+    finally:
+        logging.disable(disabled)
+        tempfile.tempdir = tempdir  # Olive sets it for the whole process
+    if GenAIModelBuilder.failure or not output.has_output_model():
+        reason = _last_line(said.getvalue()) or "it gave no reason"
+        raise _explain(GenAIModelBuilder.failure or reason, model, variant)
+    found = Path(output.get_best_candidate().model_path)
+    return found if found.is_dir() else found.parent
 
 
-def _explain(failure: Exception | None, model: Path, variant: str, said: str) -> ModelError | DiskFullError:
+def _explain(failure: Exception | str, model: Path, variant: str) -> ModelError | DiskFullError:
     """What a failed pass means for the user."""
-    text = str(failure) if failure else _last_line(said)
+    text = str(failure)
     if "No space left" in text:
         return DiskFullError(f"no space left while building {variant}; free some space and run it again")
     if isinstance(failure, NotImplementedError):
@@ -125,7 +140,7 @@ def _explain(failure: Exception | None, model: Path, variant: str, said: str) ->
 
 
 def _last_line(said: str) -> str:
-    return (said.strip().splitlines() or ["it gave no reason"])[-1]
+    return (said.strip().splitlines() or [""])[-1]
 
 
 def check_runs(directory: Path) -> None:

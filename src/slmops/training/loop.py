@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from slmops.errors import ModelError, explain_os_errors
 from slmops.progress import Progress, log
+from slmops.training.attention import trainable_attention
 from slmops.training.batches import Batch, Row, batches_by_length, collate, plan_batches
 from slmops.training.config import TrainingConfig
 from slmops.training.head import SparseHead
@@ -93,7 +94,10 @@ def train(task: Task, what: str) -> Curves:
         if step in validate_at and all(at != step for at, _ in curves.validation):
             curves.validation.append((step, validation_loss(task, head)))
 
-    with Progress(what, num_steps, "steps", done=first) as progress:
+    with (
+        trainable_attention(task.model, task.compute_dtype),
+        Progress(what, num_steps, "steps", done=first) as progress,
+    ):
         for step in range(first, num_steps):
             validate(step)
             started = time.monotonic()
@@ -106,7 +110,7 @@ def train(task: Task, what: str) -> Curves:
             if time.monotonic() - saved_at >= config.checkpoint_interval_s:
                 _save(task, optimizer, schedule, curves)
                 saved_at = time.monotonic()
-    validate(num_steps)
+        validate(num_steps)
     _save(task, optimizer, schedule, curves)
     return curves
 
