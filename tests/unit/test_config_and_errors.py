@@ -17,7 +17,6 @@ import slmops
 from slmops import errors
 from slmops.config import Config
 from slmops.errors import ArtifactError, ConfigError, DiskFullError, explain_os_errors
-from slmops.progress import log
 from slmops.step import TERMINATION_LOG, step
 
 
