@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,8 +15,6 @@ from transformers.utils import logging as transformers_logging
 
 from slmops import models
 from slmops.errors import DiskFullError, ModelError
-
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of an optional kernel at every import
 
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:

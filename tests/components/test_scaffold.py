@@ -42,6 +42,9 @@ def test_a_new_step_passes_its_own_test_and_the_checks_of_all_steps(tree: Path) 
     made = _python(tree, "-m", "slmops.cli", "new", "prune_rows", "--category", "data_processing")
     assert made.returncode == 0, made.stderr
     assert (tree / "components/data_processing/prune_rows/component.yaml").is_file()
+    assert "prune_rows" in (tree / "docs/reference/components.md").read_text()
+    assert all(Path(path).is_file() for path in made.stdout.split())
+    assert "data_processing/__init__.py" not in made.stdout, "it was there before"
 
     tests = ["tests/unit/test_prune_rows.py", "tests/components/test_components.py", "tests/components/test_layers.py"]
     ran = _python(tree, "-m", "pytest", "-q", "--noconftest", "-p", "no:cacheprovider", *tests)

@@ -1,0 +1,3 @@
+import logging
+
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of an optional kernel when peft imports it

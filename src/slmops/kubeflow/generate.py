@@ -25,14 +25,11 @@ HELP_WIDTH = 100
 def main() -> None:
     """Write all generated files of this checkout."""
     root = checkout()
-    folders = component_folders()
-    for folder in folders:
+    for folder in component_folders():
         write_component(folder)
-    reference = root / "docs" / "reference"
-    reference.mkdir(parents=True, exist_ok=True)
-    (reference / "components.md").write_text(components_page(folders))
-    (reference / "pipelines.md").write_text(write_pipelines(root / "manifests" / "pipelines"))
-    (reference / "command.md").write_text(command_page())
+    write_reference(root, "components.md", components_page(component_folders()))
+    write_reference(root, "pipelines.md", write_pipelines(root / "manifests" / "pipelines"))
+    write_reference(root, "command.md", command_page())
 
 
 def checkout() -> Path:
@@ -45,6 +42,14 @@ def checkout() -> Path:
     if not (root / "pyproject.toml").is_file():
         raise UserError("this works only in a checkout of slmops; clone it and install it with `pip install -e .`")
     return root
+
+
+def write_reference(root: Path, name: str, page: str) -> Path:
+    """One page of docs/reference; returns its path."""
+    path = root / "docs" / "reference" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page)
+    return path
 
 
 def write_component(folder: ComponentFolder) -> None:

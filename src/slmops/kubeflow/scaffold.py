@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 
 from slmops.errors import ConfigError, UserError
-from slmops.kubeflow.components import ComponentFolder, camel_case
-from slmops.kubeflow.generate import checkout, write_component
+from slmops.kubeflow.components import ComponentFolder, camel_case, component_folders
+from slmops.kubeflow.generate import checkout, components_page, write_component, write_reference
 
 _NAME = re.compile(r"^[a-z][a-z0-9]*(_[a-z0-9]+)*$")
 
@@ -119,7 +119,7 @@ def test_keeps_the_first_rows(tmp_path: Path) -> None:
 
 
 def scaffold(step: str, category: str) -> list[Path]:
-    """Write a new step's files into this checkout; return their paths.
+    """Write a new step's files into this checkout, generated ones too; return their paths.
 
     Raises:
         ConfigError: a name that is no name of a step or category.
@@ -146,9 +146,12 @@ def scaffold(step: str, category: str) -> list[Path]:
         component / "metadata.yaml": METADATA,
         test: TEST,
     }
+    if (component.parent / "__init__.py").exists():
+        del files[component.parent / "__init__.py"]
     for path, template in files.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(template.format(step=step, Step=camel_case(step)))
     importlib.invalidate_caches()
     write_component(ComponentFolder(component, category, step))
-    return [*files, component / "component.yaml", component / "README.md"]
+    page = write_reference(root, "components.md", components_page(component_folders()))
+    return [*files, component / "component.yaml", component / "README.md", page]
