@@ -25,7 +25,7 @@ def chat_record(prompt: str, completion: str, stratum: str = "") -> ChatRecord:
 def commands(num_rows: int, seed: int = 0) -> list[ChatRecord]:
     """Requests that a random model of a few hundred thousand parameters learns to answer within seconds."""
     chance = random.Random(seed)
-    records = {}
+    records: dict[str, ChatRecord] = {}
     while len(records) < num_rows:
         device, action = chance.choice(DEVICES), chance.choice(ACTIONS)
         record = chat_record(f"turn {action} the {device} {chance.randint(0, 999)}", f"{action} {device}", device)

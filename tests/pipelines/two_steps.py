@@ -8,7 +8,7 @@ from kfp.dsl import HTML, Artifact, Input, Output
 
 
 @dsl.component(base_image="slmops/base:test", install_kfp_package=False)
-def first(rows: str, made: Output[Artifact], report: Output[HTML]):
+def first(rows: str, made: Output[Artifact], report: Output[HTML]) -> None:
     """Copies the rows."""
     import os
     from pathlib import Path
@@ -25,7 +25,7 @@ def first(rows: str, made: Output[Artifact], report: Output[HTML]):
 
 
 @dsl.component(base_image="slmops/base:test", install_kfp_package=False)
-def second(how: str, made: Input[Artifact], result: Output[Artifact]):
+def second(how: str, made: Input[Artifact], result: Output[Artifact]) -> None:
     """Ends as it is told to."""
     import os
     import signal
@@ -51,7 +51,7 @@ def second(how: str, made: Input[Artifact], result: Output[Artifact]):
 
 
 @dsl.pipeline(name="two-steps")
-def two_steps(rows: str, how: str = "go"):
+def two_steps(rows: str, how: str = "go") -> None:
     """Runs first, then second.
 
     Args:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -59,8 +60,9 @@ def test_gradients_through_a_4_bit_base_are_those_of_the_same_weights_in_full_pr
     packed = _load_base(tiny_model, config, torch.float32, cpu)
     plain = _load_base(tiny_model, quick(method="lora"), torch.float32, cpu)
     for name, module in packed.named_modules():
-        if isinstance(module, bnb.nn.Linear4bit):
-            weights = bnb.functional.dequantize_4bit(module.weight.data, module.weight.quant_state)
+        if isinstance(module, bnb.nn.modules.Linear4bit):
+            weight: Any = module.weight
+            weights = bnb.functional.dequantize_4bit(weight.data, weight.quant_state)
             plain.get_submodule(name).weight.data = weights.to(torch.float32)
     gradients = []
     for model in (packed, plain):
