@@ -12,7 +12,8 @@ F = TypeVar("F", bound=Callable[..., None])
 
 def documented(config: type[Config]) -> Callable[[F], F]:
     """Add the fields' descriptions to the `Args:` that end the function's docstring, where KFP reads them."""
-    lines = [f"        {name}: {field.description}" for name, field in config.model_fields.items()]
+    descriptions = {name: " ".join((field.description or "").split()) for name, field in config.model_fields.items()}
+    lines = [f"        {name}: {description}" for name, description in descriptions.items()]
 
     def with_args(function: F) -> F:
         function.__doc__ = "\n".join([(function.__doc__ or "").rstrip(), *lines, ""])
