@@ -16,7 +16,6 @@ def quantize(
     variants: list[str] = ["cpu-int4"],  # noqa: B006
     block_size: int = 32,
     algorithm: str = "rtn",
-    symmetric: bool = False,
 ) -> None:
     """Build ONNX Runtime GenAI variants of a model.
 

@@ -19,6 +19,4 @@ class QuantizeConfig(Config):
     block_size: Literal[16, 32, 64, 128, 256] = 32
     """Weights that share one scale."""
     algorithm: Literal["rtn", "k_quant"] = "rtn"
-    """`rtn`: round to nearest; `k_quant`: scales and zero points searched for least squared error."""
-    symmetric: bool = False
-    """Leave out the zero points of `rtn`; some 2 % smaller, and less accurate."""
+    """`rtn`: round to nearest, smallest; `k_quant`: scales searched for least squared error, larger."""

@@ -29,7 +29,6 @@ class GenAIModelBuilder(Pass):
             "precision": PassConfigParam(type_=str, required=True, description="int4 or int8"),
             "block_size": PassConfigParam(type_=int, default_value=32, description="weights that share a scale"),
             "algorithm": PassConfigParam(type_=str, default_value="rtn", description="rtn or k_quant"),
-            "symmetric": PassConfigParam(type_=bool, default_value=False, description="no zero points"),
         }
 
     def _run_for_config(
@@ -40,11 +39,7 @@ class GenAIModelBuilder(Pass):
         settings: Any = config
         output = Path(output_model_path)
         cache = output.with_name(output.name + ".cache")
-        options = [
-            f"algo_config={settings.algorithm}",
-            f"block_size={settings.block_size}",
-            f"is_symmetric={str(settings.symmetric).lower()}",
-        ]
+        options = [f"algo_config={settings.algorithm}", f"block_size={settings.block_size}"]
         source = str(model.model_path)
         try:
             parsed = parse_extra_options(source, source, str(output), settings.precision, "cpu", str(cache), options)

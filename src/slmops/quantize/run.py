@@ -88,7 +88,6 @@ def _workflow(model: Path, variant: str, config: QuantizeConfig, scratch: str) -
                 "precision": PRECISION[variant],
                 "block_size": config.block_size,
                 "algorithm": config.algorithm,
-                "symmetric": config.symmetric,
             }
         },
         "output_dir": f"{scratch}/output",
