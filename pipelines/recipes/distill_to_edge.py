@@ -43,7 +43,7 @@ def demo() -> Recipe:
     return default().changed(
         {
             "prepare_data": {"split_by": "column", "stratify_by": "kind"},
-            "finetune": {"num_epochs": 0.14, "learning_rate": 1e-3, "batch_size": 8, "max_length": 128},
+            "finetune": {"num_epochs": 0.16, "learning_rate": 7e-4, "batch_size": 4, "max_length": 128},
             "generate_responses": {"max_rows": 2000, "max_new_tokens": 40, "batch_size": 128},
             "distill": {
                 "num_epochs": 1.2,
