@@ -24,7 +24,7 @@ from slmops.config import Config
 from slmops.distill.config import DistillConfig
 from slmops.evaluate.config import EvaluateConfig
 from slmops.finetune.config import FinetuneConfig
-from slmops.gate import charts, formatting, lineage
+from slmops.gate import charts, formatting, lineage, report
 from slmops.gate.config import GateConfig
 from slmops.gate.run import run
 from slmops.generate_responses.config import GenerateResponsesConfig
@@ -291,7 +291,20 @@ def test_a_candidate_that_is_slower_than_its_teacher_is_said_to_need_more(make_r
 
     assert slower(-0.2) == "20.0 % more"
     assert slower(0.898) == "89.8 % less"
-    assert "Goal: at most 20.0 % more." in text_of(make_report(min_latency_saved=-0.2))
+    assert "✓ as asked 89.8 % less than the teacher's 1.56 s. Asked for: at most 20.0 % more." in text_of(
+        make_report(min_latency_saved=-0.2)
+    )
+
+
+def test_a_lowered_threshold_is_not_called_the_goal(make_report: Make) -> None:
+    words = text_of(make_report(min_accuracy_kept=0.85))
+    assert "0.947 ✓ as asked" in words
+    assert "Asked for: at least 85.0 % kept. The usual goal, at least 92.0 % kept, is met." in words
+    lowered = GateConfig(min_accuracy_kept=0.85)
+    said, is_lowered = report._goal(lowered, "min_accuracy_kept", 0.893, report._kept)
+    assert is_lowered
+    assert said.endswith("kept, is missed.")
+    assert report._goal(lowered, "min_accuracy_kept", None, report._kept)[0].endswith("kept, is not judged.")
 
 
 def test_it_compares_with_the_teacher_in_ratios(make_report: Make) -> None:

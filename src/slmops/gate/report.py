@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -54,13 +54,15 @@ class Example:
 
 @dataclass(frozen=True)
 class Headline:
-    """A figure that decides, and whether it meets its goal."""
+    """A figure that decides, and whether it is as asked for."""
 
     title: str
     figure: str
     verdict: Verdict
     comparison: str
     goal: str
+    lowered: bool
+    """Whether less was asked for than usual: then a pass does not mean that the usual goal is met."""
 
 
 @dataclass(frozen=True)
@@ -139,13 +141,15 @@ def _headlines(config: GateConfig, judgement: Judgement, subjects: tuple[Subject
     taught = formatting.milliseconds(teacher.number("benchmark", "latency_ms_p50"))
     peak, floor = candidate.number("benchmark", "peak_rss_bytes"), candidate.number("benchmark", "runtime_floor_bytes")
     above = size(None if peak is None or floor is None else peak - floor)
+
+    in_itself = f" Asked for in itself: at least {fraction(config.min_accuracy)}." if config.min_accuracy else ""
     return [
         _headline(
             "Time per response",
             formatting.milliseconds(candidate.number("benchmark", "latency_ms_p50")),
             (latency,),
             f"{less(latency.value)} than the teacher's {taught}.",
-            _goal(config.min_latency_saved),
+            *_goal(config, "min_latency_saved", latency.value, _saved),
         ),
         _headline(
             "Peak memory",
@@ -153,36 +157,48 @@ def _headlines(config: GateConfig, judgement: Judgement, subjects: tuple[Subject
             (memory,),
             f"{above} above the runtime's floor of {size(floor)}: {less(memory.value)} than the teacher's "
             f"{size(teacher.number('benchmark', 'peak_rss_bytes'))}.",
-            f"{_goal(config.min_memory_saved)}, above the floor",
+            *_goal(config, "min_memory_saved", memory.value, lambda saved: f"{_saved(saved)}, above the floor"),
         ),
         _headline(
             "Accuracy",
             fraction(candidate.number("evaluation", "accuracy")),
             (checks["accuracy"], checks["accuracy_kept"]),
             f"95 % interval {tables.interval(candidate) or NOTHING}. {share(checks['accuracy_kept'].value)} of the "
-            f"teacher's {fraction(teacher.number('evaluation', 'accuracy'))} kept.",
-            f"at least {share(config.min_accuracy_kept)} kept"
-            + (f", and {fraction(config.min_accuracy)} in itself" if config.min_accuracy else ""),
+            f"teacher's {fraction(teacher.number('evaluation', 'accuracy'))} kept.{in_itself}",
+            *_goal(config, "min_accuracy_kept", checks["accuracy_kept"].value, _kept),
         ),
         _headline(
             "Size on disk",
             size(candidate.number("benchmark", "size_bytes")),
             (disk,),
             f"{less(disk.value)} than the full-precision student's {size(student.number('benchmark', 'size_bytes'))}.",
-            _goal(config.min_size_saved),
+            *_goal(config, "min_size_saved", disk.value, _saved),
         ),
     ]
 
 
-def _headline(title: str, figure: str, checks: Sequence[Check], comparison: str, goal: str) -> Headline:
+def _headline(title: str, figure: str, checks: Sequence[Check], comparison: str, goal: str, lowered: bool) -> Headline:
     """With the reason in place of the comparison, if a check could not run."""
     not_run = [check.detail for check in checks if check.verdict == "not_run"]
     failed = any(check.verdict == "fail" for check in checks)
     verdict: Verdict = "not_run" if not_run else "fail" if failed else "pass"
-    return Headline(title, figure, verdict, f"Not judged: {not_run[0]}." if not_run else comparison, goal)
+    return Headline(title, figure, verdict, f"Not judged: {not_run[0]}." if not_run else comparison, goal, lowered)
 
 
-def _goal(saved: float) -> str:
+def _goal(config: GateConfig, field: str, value: float | None, say: Callable[[float], str]) -> tuple[str, bool]:
+    """What was asked for, and whether that is less than usual; if it is, with the usual goal, met or missed."""
+    asked, usual = getattr(config, field), GateConfig.model_fields[field].default
+    if asked >= usual:
+        return f"Goal: {say(asked)}.", False
+    outcome = "not judged" if value is None else "met" if value >= usual else "missed"
+    return f"Asked for: {say(asked)}. The usual goal, {say(usual)}, is {outcome}.", True
+
+
+def _kept(least: float) -> str:
+    return f"at least {share(least)} kept"
+
+
+def _saved(saved: float) -> str:
     return f"{'at least' if saved >= 0 else 'at most'} {less(saved)}"
 
 

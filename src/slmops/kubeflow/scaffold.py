@@ -140,14 +140,13 @@ def scaffold(step: str, category: str) -> list[Path]:
         library / "__init__.py": "",
         library / "config.py": CONFIG,
         library / "run.py": RUN,
-        component.parent / "__init__.py": "",
         component / "__init__.py": "",
         component / "component.py": COMPONENT,
         component / "metadata.yaml": METADATA,
         test: TEST,
     }
-    if (component.parent / "__init__.py").exists():
-        del files[component.parent / "__init__.py"]
+    if not (component.parent / "__init__.py").exists():
+        files[component.parent / "__init__.py"] = ""
     for path, template in files.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(template.format(step=step, Step=camel_case(step)))
