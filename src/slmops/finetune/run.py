@@ -40,8 +40,9 @@ def run(config: FinetuneConfig, *, train: Path, validation: Path, base: Path, mo
     ]
     unfinished = work_dir(STEP, config, parents, model)
     with artifacts.writing(model, kind="hf_model", step=STEP, config=config, parents=parents) as draft:
-        torch.manual_seed(config.seed)
+        hardware.use_huge_pages()
         hardware.use_all_cores()
+        torch.manual_seed(config.seed)
         device = hardware.pick_device()
         dtype = hardware.pick_dtype(config.dtype, device)
         tokenizer = torch_models.load_tokenizer(base)
