@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from slmops import artifacts
 from slmops.demo import building_commands, processes
+from slmops.demo.building_commands import Command
 from slmops.demo.models import fetch_smollm2, make_tiny_model
 from slmops.demo.object_store import object_store
 from slmops.errors import SlmopsError, TransientError
@@ -26,11 +27,12 @@ from slmops.progress import set_up_logging
 
 CHANNEL = "demo"
 SYSTEM_PROMPT = "Building devices."
-REQUESTS = (
-    "could you dim the lights in the kitchen to 30 percent please",
-    "unlock the garage door, no wait, lock it",
-    "what's the weather like in Lisbon?",
-)
+REQUESTS = {
+    "could you dim the lights in the kitchen to 30 percent please": Command("light", "kitchen", "set", 30).json(),
+    "unlock the garage door, no wait, lock it": Command("door", "garage", "lock").json(),
+    "what's the weather like in Lisbon?": building_commands.NO_COMMAND,
+}
+"""What the served model is asked, and the right answer."""
 SERVER_TIMEOUT_S = 60.0
 
 
@@ -99,8 +101,9 @@ def run(profile_name: str, work_dir: Path) -> None:
         _slmops(["edge", "pull", "--store", uri, "--channel", CHANNEL, "--root", str(node)], environment)
     _say("4", "the edge node serves it, without the object store, and the public openai client asks")
     with _serving(node) as base_url:
-        for request in REQUESTS:
-            print(f"   {request}\n     → {_ask(base_url, request)}")
+        for request, expected in REQUESTS.items():
+            answer = _ask(base_url, request)
+            print(f"   {request}\n     → {answer}  {'right' if answer == expected else f'WRONG, not {expected}'}")
     _say("5", "what came out: the int4 student beside the teacher in full precision, on this machine, in this run")
     record = json.loads((work_dir / "run" / "run.json").read_text())
     for line in headline(record["tasks"]):
