@@ -235,16 +235,16 @@ def pull(
 def serve(
     root: Annotated[Path, typer.Option(metavar="DIR", help="Directory that `slmops edge pull` fills.")],
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on.")] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on.")] = 8080,
     api_key_file: Annotated[
         Path | None, typer.Option(help="File with the key that clients must send.", dir_okay=False)
     ] = None,
     max_concurrency: Annotated[int, typer.Option(min=1, help="Requests answered at once.")] = 2,
-    max_queue: Annotated[int, typer.Option(min=0, help="Requests that may wait; more are refused with 429.")] = 16,
+    max_queue: Annotated[int, typer.Option(min=0, help="Requests that may wait; more are refused with 503.")] = 16,
 ) -> None:
     """Serve the current release with the OpenAI API.
 
-    Example: slmops edge serve --root /var/lib/slmops --port 8000 --api-key-file /run/secrets/key
+    Example: slmops edge serve --root /var/lib/slmops --port 8080 --api-key-file /run/secrets/key
     """
     from slmops.edge.serve import serve as serve_release
 
