@@ -41,7 +41,7 @@ def slowly(self, tokens, request, send, cancelled):
     return generate(self, tokens, request, paced, cancelled)
 engine.Engine.generate = slowly
 key_path = Path(key_file) if key_file else None
-serve(Path(root), port=int(port), api_key_file=key_path, max_concurrency=2, max_queue=int(queue))
+serve(Path(root), "127.0.0.1", int(port), key_path, max_concurrency=2, max_queue=int(queue))
 """
 # The tiny model answers faster than a test can hang up, so a pause per token stands in for a larger one.
 
@@ -228,6 +228,11 @@ def test_sigterm_lets_an_answer_end(tiny_node: Path) -> None:
         assert process.wait(10) in (0, -signal.SIGTERM)
 
 
+def refuse(root: Path, api_key_file: Path | None = None) -> None:
+    """`serve` where it must end before it listens."""
+    serve(root, "127.0.0.1", 0, api_key_file, max_concurrency=1, max_queue=0)
+
+
 def test_flipped_bytes_are_not_served(tiny_node: Path, tmp_path: Path) -> None:
     root = tmp_path / "node"
     shutil.copytree(tiny_node, root, symlinks=True)
@@ -235,21 +240,21 @@ def test_flipped_bytes_are_not_served(tiny_node: Path, tmp_path: Path) -> None:
     weights[len(weights) // 2] ^= 1
     (root / "current" / "model.onnx.data").write_bytes(weights)
     with pytest.raises(ArtifactError, match=r"model\.onnx\.data is damaged"):
-        serve(root)
+        refuse(root)
 
 
 def test_a_node_without_a_release_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="pull one first"):
-        serve(tmp_path)
+        refuse(tmp_path)
 
 
 def test_an_empty_key_is_not_an_open_door(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "key").write_text("\n")
     with pytest.raises(ConfigError, match="empty API key"):
-        serve(tmp_path, api_key_file=tmp_path / "key")
+        refuse(tmp_path, tmp_path / "key")
     monkeypatch.setenv("SLMOPS_API_KEY", "")
     with pytest.raises(ConfigError, match="empty API key"):
-        serve(tmp_path)
+        refuse(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from scipy.stats import binomtest
 
 from slmops.errors import ArtifactError, ConfigError
 from slmops.evaluate.config import EvaluateConfig
+from slmops.evaluate.matches import same_json, same_text
 from slmops.evaluate.run import (
     MAX_CLASSES,
     OTHER,
@@ -20,8 +21,6 @@ from slmops.evaluate.run import (
     confusion_matrix,
     perplexity,
     run,
-    same_json,
-    same_text,
     wilson_interval,
     write_confusion_matrix,
 )

@@ -44,14 +44,7 @@ SHUTDOWN_S = 20
 T = TypeVar("T")
 
 
-def serve(
-    root: Path,
-    host: str = "127.0.0.1",
-    port: int = 8080,
-    api_key_file: Path | None = None,
-    max_concurrency: int = 2,
-    max_queue: int = 16,
-) -> None:
+def serve(root: Path, host: str, port: int, api_key_file: Path | None, max_concurrency: int, max_queue: int) -> None:
     """Verify and load `<root>/current`, and serve it until SIGTERM or SIGINT.
 
     The API key comes from `api_key_file` or the environment variable SLMOPS_API_KEY; with neither, no key is asked for.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections import Counter
@@ -13,6 +12,7 @@ from typing import Any
 from slmops import artifacts
 from slmops.artifacts import Sidecar
 from slmops.evaluate.config import EvaluateConfig
+from slmops.evaluate.matches import MATCHES, same_text
 from slmops.inference.runtime import Runtime, open_runtime
 from slmops.progress import Progress, log
 from slmops.records import ChatRecord, read_jsonl, read_records, write_jsonl
@@ -162,18 +162,3 @@ def wilson_interval(num_correct: int, num_rows: int) -> tuple[float, float]:
 def perplexity(losses: Sequence[tuple[float, int]]) -> float:
     """exp of the mean negative log-likelihood per token, from (sum in nats, tokens) per row."""
     return math.exp(min(sum(loss for loss, _ in losses) / sum(tokens for _, tokens in losses), 700.0))
-
-
-def same_text(answer: str, reference: str) -> bool:
-    return answer.strip() == reference.strip()
-
-
-def same_json(answer: str, reference: str) -> bool:
-    """Whether both are JSON and mean the same; an answer that is no JSON is wrong, whatever else it says."""
-    try:
-        return bool(json.loads(answer) == json.loads(reference))
-    except ValueError:
-        return False
-
-
-MATCHES: dict[str, Callable[[str, str], bool]] = {"exact": same_text, "json": same_json}

@@ -6,6 +6,9 @@ from pydantic import Field
 
 from slmops.config import Config
 
+RAW_MEMORY_GOAL = 0.95
+"""Share of the teacher's peak memory that a candidate is to save, its runtime's floor included: shown, not judged."""
+
 
 class GateConfig(Config):
     """Thresholds for the candidate. All must hold for `pass`."""

@@ -13,15 +13,13 @@ from markupsafe import Markup
 
 from slmops.artifacts import Summary
 from slmops.gate import charts, formatting, lineage, tables
-from slmops.gate.config import GateConfig
+from slmops.gate.config import RAW_MEMORY_GOAL, GateConfig
 from slmops.gate.formatting import NOTHING, fraction, less, share, size
 from slmops.gate.judge import Check, Judgement, Subject, Verdict
 from slmops.records import read_jsonl
 
 PREDICTIONS = "predictions.jsonl"
 MAX_WRONG, MAX_RIGHT = 6, 4
-RAW_MEMORY_GOAL = 0.95
-"""Share of the teacher's peak memory that a candidate is to save, its runtime's floor included: shown, not judged."""
 
 CHECK_NAMES = {
     "rows": "Rows evaluated",
