@@ -95,29 +95,30 @@ def _run_worker(directory: Path, *, quantized: bool, config: BenchmarkConfig, **
     }
     environment = os.environ | {"OMP_NUM_THREADS": str(config.num_threads)}
     line = ""
-    with (
-        tempfile.TemporaryFile("w+") as errors,
-        subprocess.Popen(
-            [sys.executable, "-m", "slmops.benchmark.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-            env=environment,
-        ) as worker,
-        Progress(f"{STEP} requests", len(work["prompts"]), "requests") as progress,
-    ):
-        if worker.stdin is None or worker.stdout is None:
-            raise RuntimeError("the worker has no pipes")
-        json.dump(task, worker.stdin)
-        worker.stdin.close()
-        for line in worker.stdout:
-            if '"done"' in line:
-                progress.advance()
-        if worker.wait() != 0:
-            errors.seek(0)
-            last = (errors.read().strip().splitlines() or ["no message"])[-1]
-            raise ModelError(f"the process that measured {directory} ended with code {worker.returncode}: {last}")
+    # The task in a file: a pipe would break under a worker that dies before it has read it.
+    with tempfile.TemporaryFile("w+") as task_file, tempfile.TemporaryFile("w+") as errors:
+        json.dump(task, task_file)
+        task_file.seek(0)
+        with (
+            subprocess.Popen(
+                [sys.executable, "-m", "slmops.benchmark.worker"],
+                stdin=task_file,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                env=environment,
+            ) as worker,
+            Progress(f"{STEP} requests", len(work["prompts"]), "requests") as progress,
+        ):
+            if worker.stdout is None:
+                raise RuntimeError("the worker has no pipe")
+            for line in worker.stdout:
+                if '"done"' in line:
+                    progress.advance()
+            if worker.wait() != 0:
+                errors.seek(0)
+                last = (errors.read().strip().splitlines() or ["no message"])[-1]
+                raise ModelError(f"the process that measured {directory} ended with code {worker.returncode}: {last}")
     result: dict[str, Any] = json.loads(line)
     return result
 
