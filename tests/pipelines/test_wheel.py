@@ -14,7 +14,7 @@ import pytest
 from slmops.kubeflow import registry
 from slmops.kubeflow.generate import checkout
 
-SOURCES = ("src", "components", "pipelines", "manifests")
+SOURCES = ("src", "components", "images", "pipelines", "manifests")
 FILES = ("pyproject.toml", "README.md", "LICENSE")
 
 

@@ -1,8 +1,8 @@
 """KFP interface of prepare_data."""
 
+import slmops_images as images
 from kfp import dsl
 from kfp.dsl import HTML, Dataset, Output
-from slmops_components import images
 from slmops_components.documented import documented
 
 from slmops.prepare_data.config import PrepareDataConfig

@@ -1,8 +1,8 @@
 """KFP interface of publish."""
 
+import slmops_images as images
 from kfp import dsl
 from kfp.dsl import Artifact, Input, Output
-from slmops_components import images
 from slmops_components.documented import documented
 
 from slmops.publish.config import PublishConfig

@@ -1,8 +1,8 @@
 """KFP interface of benchmark."""
 
+import slmops_images as images
 from kfp import dsl
 from kfp.dsl import Artifact, Dataset, Input, Metrics, Output
-from slmops_components import images
 from slmops_components.documented import documented
 
 from slmops.benchmark.config import BenchmarkConfig

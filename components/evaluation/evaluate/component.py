@@ -1,8 +1,8 @@
 """KFP interface of evaluate."""
 
+import slmops_images as images
 from kfp import dsl
 from kfp.dsl import Artifact, ClassificationMetrics, Dataset, Input, Metrics, Output
-from slmops_components import images
 from slmops_components.documented import documented
 
 from slmops.evaluate.config import EvaluateConfig

@@ -1,8 +1,8 @@
 """KFP interface of gate."""
 
+import slmops_images as images
 from kfp import dsl
 from kfp.dsl import HTML, Artifact, Input, Output
-from slmops_components import images
 from slmops_components.documented import documented
 
 from slmops.gate.config import GateConfig

@@ -1,8 +1,8 @@
 """KFP interface of quantize."""
 
+import slmops_images as images
 from kfp import dsl
 from kfp.dsl import Artifact, Input, Model, Output
-from slmops_components import images
 from slmops_components.documented import documented
 
 from slmops.quantize.config import QuantizeConfig

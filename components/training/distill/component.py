@@ -1,8 +1,8 @@
 """KFP interface of distill."""
 
+import slmops_images as images
 from kfp import dsl
 from kfp.dsl import Dataset, Input, Metrics, Model, Output
-from slmops_components import images
 from slmops_components.documented import documented
 
 from slmops.distill.config import DistillConfig

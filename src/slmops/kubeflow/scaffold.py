@@ -57,7 +57,7 @@ COMPONENT = '''"""KFP interface of {step}."""
 
 from kfp import dsl
 from kfp.dsl import Dataset, Input, Output
-from slmops_components import images
+import slmops_images as images
 from slmops_components.documented import documented
 
 from slmops.{step}.config import {Step}Config
