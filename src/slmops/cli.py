@@ -176,6 +176,39 @@ def submit(
 
 
 @app.command()
+def promote(
+    source: Annotated[str, typer.Option("--from", metavar="URI", help="Store that pipelines publish to.")],
+    destination: Annotated[str, typer.Option("--to", metavar="URI", help="Store that edge nodes read.")],
+    channels: Annotated[
+        list[str], typer.Option("--channel", metavar="NAME", help="Channel (pool of nodes) to promote; repeatable.")
+    ],
+    from_profile: Annotated[
+        str | None,
+        typer.Option(
+            envvar="SLMOPS_FROM_PROFILE", help="Profile of AWS_SHARED_CREDENTIALS_FILE for --from [default: AWS_...]."
+        ),
+    ] = None,
+    to_profile: Annotated[str | None, typer.Option(envvar="SLMOPS_TO_PROFILE", help="The same for --to.")] = None,
+) -> None:
+    """Copy the releases of channels from one store to another, verified, and point the channels there to them.
+
+    Example: slmops promote --from s3://staging/models --to s3://releases/models --channel berlin --channel paris
+    """
+    from slmops.release.promote import promote as promote_release
+    from slmops.storage import open_store
+
+    stores = open_store(source, from_profile), open_store(destination, to_profile)
+    for channel in channels:
+        result = promote_release(*stores, channel)
+        if result:
+            state = "now points to" if result.changed else "already points to"
+            typer.echo(
+                f"{channel}: {state} {result.channel.release_digest}, sequence {result.channel.sequence} "
+                f"({result.bytes_copied:,} bytes copied)"
+            )
+
+
+@app.command()
 def doctor(
     store: Annotated[
         str | None, typer.Option(metavar="URI", help="Object store to probe: s3://bucket/prefix or a folder.")

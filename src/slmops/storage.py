@@ -92,8 +92,11 @@ class Store(ABC):
         )
 
 
-def open_store(uri: str) -> Store:
-    """The store at `s3://bucket/prefix` or in a local folder. S3's endpoint and keys come from the environment.
+def open_store(uri: str, profile: str | None = None) -> Store:
+    """The store at `s3://bucket/prefix` or in a local folder.
+
+    S3's endpoint and keys come from the environment, or from `profile` of the files that AWS_CONFIG_FILE and
+    AWS_SHARED_CREDENTIALS_FILE name.
 
     Raises:
         StoreError: the URI is neither, or S3 has no credentials.
@@ -104,7 +107,7 @@ def open_store(uri: str) -> Store:
             raise StoreError("the store's URI has no plain bucket name; write s3://bucket or s3://bucket/prefix")
         from slmops.s3 import S3Store  # loads boto3, which takes a while
 
-        return S3Store(parts.netloc, parts.path.strip("/"))
+        return S3Store(parts.netloc, parts.path.strip("/"), profile)
     if "://" in uri:
         scheme = uri.partition("://")[0]
         raise StoreError(f"a store is s3://bucket/prefix or a local folder, found {scheme}://; use one of the two")
