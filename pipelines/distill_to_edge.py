@@ -7,6 +7,7 @@ from slmops_components.data_processing.prepare_data.component import prepare_dat
 from slmops_components.training.distill.component import distill
 from slmops_components.training.finetune.component import finetune
 from slmops_pipelines.delivery import deliver, measure_full_precision
+from slmops_pipelines.placement import place_tasks
 from slmops_pipelines.recipes.distill_to_edge import Recipe
 
 
@@ -70,5 +71,6 @@ def distill_to_edge(recipe: Recipe) -> GraphComponent:
             store_uri=store_uri,
             channel=channel,
         )
+        place_tasks(recipe.placement)
 
     return pipeline

@@ -5,6 +5,7 @@ from kfp.dsl.graph_component import GraphComponent
 from slmops_components.data_processing.prepare_data.component import prepare_data
 from slmops_components.training.finetune.component import finetune
 from slmops_pipelines.delivery import deliver, measure_full_precision
+from slmops_pipelines.placement import place_tasks
 from slmops_pipelines.recipes.finetune_to_edge import Recipe
 
 
@@ -57,5 +58,6 @@ def finetune_to_edge(recipe: Recipe) -> GraphComponent:
             store_uri=store_uri,
             channel=channel,
         )
+        place_tasks(recipe.placement)
 
     return pipeline

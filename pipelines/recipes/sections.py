@@ -2,6 +2,8 @@
 
 from typing import ClassVar
 
+from slmops_pipelines.placement import GpuProfile, Placement
+
 from slmops.benchmark.config import BenchmarkConfig
 from slmops.evaluate.config import EvaluateConfig
 from slmops.finetune.config import FinetuneConfig
@@ -44,3 +46,17 @@ class EdgeRecipe(Recipe):
     """The same for every model that is compared."""
     gate: GateConfig = GateConfig()
     """What the candidate must reach."""
+    placement: Placement = Placement()
+    """The nodes of a cluster that steps run on."""
+
+
+L4 = GpuProfile(memory_gib=24, node_selector={"nvidia.com/gpu.product": "NVIDIA-L4"})
+"""One NVIDIA L4."""
+H100 = GpuProfile(
+    memory_gib=80,
+    node_selector={"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3"},
+    cpu=16,
+    host_memory_gib=128,
+    shared_memory_gib=32,
+)
+"""One NVIDIA H100."""

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from slmops.errors import SlmopsError, TransientError
 from slmops.progress import log, set_up_logging
@@ -60,6 +60,11 @@ def _start_again(name: str, error: TransientError) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os.execv(sys.executable, sys.orig_argv)  # noqa: S606 - the command line that started this process
+
+
+def path_of(artifact: Any) -> Path | None:
+    """Where an input artifact lies that a component may go without; None if it was not given."""
+    return None if artifact is None else Path(artifact.path)
 
 
 def fail(message: str, exit_code: int) -> NoReturn:

@@ -24,7 +24,7 @@ STEP = "finetune"
 
 
 def run(config: FinetuneConfig, *, train: Path, validation: Path, base: Path, model: Path) -> Sidecar:
-    """Fine-tune `base` on the rows of `train`, and write the whole model, adapters merged, to `model`.
+    """Fine-tune `base` on chat records or a teacher's responses, and write it whole, adapters merged, to `model`.
 
     A killed run goes on from its last checkpoint when it is started again with the same settings and inputs.
 
@@ -34,7 +34,7 @@ def run(config: FinetuneConfig, *, train: Path, validation: Path, base: Path, mo
         DataError: no row is short enough.
     """
     parents = [
-        artifacts.expect(train, "chat_dataset"),
+        artifacts.expect(train, "chat_dataset", "responses"),
         artifacts.expect(validation, "chat_dataset"),
         models.open_model(base),
     ]
@@ -46,7 +46,9 @@ def run(config: FinetuneConfig, *, train: Path, validation: Path, base: Path, mo
         device = hardware.pick_device()
         dtype = hardware.pick_dtype(config.dtype, device)
         tokenizer = torch_models.load_tokenizer(base)
-        rows = encode_rows(tokenizer, read_records(train), config.max_length)
+        # Of a teacher's responses only the last turn is the teacher's.
+        last_turn_only = parents[0].kind == "responses"
+        rows = encode_rows(tokenizer, read_records(train), config.max_length, last_turn_only=last_turn_only)
         validation_rows = encode_rows(tokenizer, read_records(validation), config.max_length)
         trainable = _load_base(base, config, dtype, device)
         adapted = _add_adapters(trainable, config) if config.method != "full" else None

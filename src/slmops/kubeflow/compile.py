@@ -152,7 +152,7 @@ def split_settings(settings: Sequence[str]) -> tuple[dict[str, str], dict[str, s
 
 
 def with_changes(recipe: Recipe, changes: Mapping[str, str]) -> Recipe:
-    """`recipe` with changes such as `{"distill.num_epochs": "3"}`; lists are JSON."""
+    """`recipe` with changes such as `{"distill.num_epochs": "3"}`; lists and objects are JSON."""
     check_known(changes, field_names(type(recipe)), "field of the recipe")
     nested: dict[str, Any] = {}
     for key, text in changes.items():
@@ -160,7 +160,7 @@ def with_changes(recipe: Recipe, changes: Mapping[str, str]) -> Recipe:
         place = nested
         for section in sections:
             place = place.setdefault(section, {})
-        place[name] = _json(key, text) if text.startswith("[") else text
+        place[name] = _json(key, text) if text.startswith(("[", "{")) else text
     return recipe.changed(nested)
 
 
