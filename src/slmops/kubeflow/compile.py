@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import itertools
 import json
@@ -49,6 +50,11 @@ class Compiled:
             raise ConfigError(f"{path} is no compiled pipeline; write one with `slmops compile`") from None
         self.parameters: dict[str, dict[str, Any]] = root.get("inputDefinitions", {}).get("parameters", {})
         self.tasks = {name: _task(name, task) for dag in dags for name, task in dag["tasks"].items()}
+
+    @property
+    def version(self) -> str:
+        """Name of this content as a version of its pipeline: the same bytes, the same name."""
+        return f"{self.name}-{hashlib.sha256(self.path.read_bytes()).hexdigest()[:12]}"
 
     def outputs_of_type(self, schema_title: str) -> set[tuple[str, str]]:
         """(component, output) of all artifacts of a KFP type such as `system.HTML`."""
@@ -137,6 +143,24 @@ def write(pipeline: registry.Pipeline, recipe: Recipe, target: Path) -> None:
     with explain_os_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         Compiler().compile(pipeline.build(recipe), str(target))
+
+
+def write_manifest(pipeline: registry.Pipeline, recipe: Recipe, compiled: Compiled, target: Path) -> None:
+    """Write `pipeline` as resources of kind Pipeline and PipelineVersion into the file `target`."""
+    from kfp.compiler import Compiler
+    from kfp.compiler.compiler_utils import KubernetesManifestOptions
+
+    options = KubernetesManifestOptions(
+        pipeline_name=compiled.name, pipeline_version_name=compiled.version, include_pipeline_manifest=True
+    )
+    with explain_os_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Compiler().compile(
+            pipeline.build(recipe),
+            str(target),
+            kubernetes_manifest_format=True,
+            kubernetes_manifest_options=options,
+        )
 
 
 def split_settings(settings: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:

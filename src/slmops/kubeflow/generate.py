@@ -21,6 +21,19 @@ NOTE = "<!-- Written by `make compile`; change the code instead. -->"
 SYMBOLS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "min_length": "length ≥", "pattern": "matches"}
 HELP_WIDTH = 100
 
+_KUSTOMIZATION = """\
+# Written by `make compile`. A version's name comes from its content, so a change is a new version beside the old ones;
+# pruning leaves those alone, because runs refer to them.
+apiVersion: kustomize.config.k8s.io/v1beta1
+kind: Kustomization
+namespace: slmops
+commonAnnotations:
+  argocd.argoproj.io/sync-options: Prune=false
+  kustomize.toolkit.fluxcd.io/prune: disabled
+resources:
+{}
+"""
+
 
 def main() -> None:
     """Write all generated files of this checkout."""
@@ -28,7 +41,9 @@ def main() -> None:
     for folder in component_folders():
         write_component(folder)
     write_reference(root, "components.md", components_page(component_folders()))
-    write_reference(root, "pipelines.md", write_pipelines(root / "manifests" / "pipelines"))
+    write_reference(
+        root, "pipelines.md", write_pipelines(root / "pipelines" / "compiled", root / "manifests" / "pipelines")
+    )
     write_reference(root, "command.md", command_page())
 
 
@@ -105,13 +120,18 @@ def components_page(folders: Iterable[ComponentFolder]) -> str:
     return f"{NOTE}\n\n# Components\n\n{table}\n"
 
 
-def write_pipelines(directory: Path) -> str:
-    """Compile every pipeline with its default recipe into `directory`; return the page that describes them."""
+def write_pipelines(directory: Path, manifests: Path) -> str:
+    """Compile every pipeline with its default recipe; return the page that describes them.
+
+    `directory` takes what `slmops run` and `submit` read, `manifests` the same as Kubernetes resources for kustomize.
+    """
     parts = [NOTE, "# Pipelines"]
     for name in registry.names():
         pipeline, target = registry.find(name), directory / f"{name}.yaml"
-        compiling.write(pipeline, pipeline.recipe(registry.DEFAULT_RECIPE), target)
+        recipe = pipeline.recipe(registry.DEFAULT_RECIPE)
+        compiling.write(pipeline, recipe, target)
         compiled = compiling.Compiled(target)
+        compiling.write_manifest(pipeline, recipe, compiled, manifests / f"{name}.yaml")
         parameters = (
             (f"`{n}`", _shown(p["defaultValue"]) if "defaultValue" in p else "required", p.get("description", ""))
             for n, p in compiled.parameters.items()
@@ -123,6 +143,9 @@ def write_pipelines(directory: Path) -> str:
             _table(("run-time parameter", "default", "meaning"), parameters),
             _table(("recipe", "meaning"), recipes),
         ]
+    (manifests / "kustomization.yaml").write_text(
+        _KUSTOMIZATION.format("\n".join(f"  - {n}.yaml" for n in registry.names()))
+    )
     return "\n\n".join(parts) + "\n"
 
 
