@@ -24,9 +24,6 @@ CRDS = Path(os.environ.get("SLMOPS_CRDS", CHECKOUT.parent / "shared" / "crds"))
 OUR_SCHEMAS = Path(__file__).with_name("schemas")
 BUILT_IN_GROUPS = {"", "apps", "batch", "networking.k8s.io", "rbac.authorization.k8s.io", "policy", "scheduling.k8s.io"}
 
-Kind = tuple[str, str]
-"""(apiVersion, kind)"""
-
 _METADATA = {
     "type": "object",
     "properties": {
@@ -55,34 +52,51 @@ def check_built_in(resource: Resource) -> Iterator[Finding]:
 
 def check_custom(resource: Resource) -> Iterator[Finding]:
     """All ways in which a custom resource does not fit its schema."""
-    kind = resource.content["apiVersion"], resource.kind
-    validator = _validators().get(kind)
+    api_version = resource.content["apiVersion"]
+    validator = _validator(api_version, resource.kind)
     if validator is None:
         known = f"{CRDS} and {OUR_SCHEMAS.relative_to(CHECKOUT)}"
-        yield Finding(resource, "kind", f"there is no schema of {kind[0]} {kind[1]} in {known}; add one")
+        yield Finding(resource, "kind", f"there is no schema of {api_version} {resource.kind} in {known}; add one")
         return
     yield from _findings(resource, validator.iter_errors(resource.content))
 
 
 @cache
-def _validators() -> dict[Kind, jsonschema.Draft202012Validator]:
-    schemas: dict[Kind, Any] = {}
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    for path in sorted(CRDS.glob("*.yaml")):
-        spec = yaml.load(path.read_text(), Loader=loader)["spec"]
-        for version in spec["versions"]:
-            kind = f"{spec['group']}/{version['name']}", spec["names"]["kind"]
-            schemas[kind] = version["schema"]["openAPIV3Schema"]
-    for path in sorted(OUR_SCHEMAS.glob("*.yaml")):
+def _validator(api_version: str, kind: str) -> jsonschema.Draft202012Validator | None:
+    schema = _published_schema(api_version, kind) or _our_schema(api_version, kind)
+    return None if schema is None else jsonschema.Draft202012Validator(_closed_object(schema))
+
+
+def _published_schema(api_version: str, kind: str) -> dict[str, Any] | None:
+    group, _, version = api_version.partition("/")
+    for path in CRDS.glob(f"{group}_*.yaml"):
+        text = path.read_text()
+        if f"kind: {kind}\n" in text:  # some are long: parse only the one that is asked for
+            definition = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+            for entry in definition["spec"]["versions"]:
+                if entry["name"] == version and definition["spec"]["names"]["kind"] == kind and entry["served"]:
+                    found: dict[str, Any] = entry["schema"]["openAPIV3Schema"]
+                    return found
+    return None
+
+
+def _our_schema(api_version: str, kind: str) -> dict[str, Any] | None:
+    for path in OUR_SCHEMAS.glob("*.yaml"):
         for entry in yaml.safe_load_all(path.read_text()):
-            schemas[entry["apiVersion"], entry["kind"]] = entry["schema"]
-    return {kind: jsonschema.Draft202012Validator(_closed_object(schema)) for kind, schema in schemas.items()}
+            if (entry["apiVersion"], entry["kind"]) == (api_version, kind):
+                found: dict[str, Any] = entry["schema"]
+                return found
+    return None
 
 
 def _closed_object(schema: dict[str, Any]) -> dict[str, Any]:
     """The schema of a whole object: what Kubernetes itself defines of it, and the rest closed."""
     closed = _closed(schema)
-    closed["properties"] |= {"apiVersion": {"type": "string"}, "kind": {"type": "string"}, "metadata": _closed(_METADATA)}
+    closed["properties"] |= {
+        "apiVersion": {"type": "string"},
+        "kind": {"type": "string"},
+        "metadata": _closed(_METADATA),
+    }
     closed["required"] = sorted({*closed.get("required", ()), "apiVersion", "kind", "metadata"})
     return closed
 

@@ -1,0 +1,102 @@
+"""Everything that somebody applies, held against the schemas of its kinds and against the policies."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import yaml
+
+from slmops.kubeflow.manifests import NOT_PINNED
+from tests.manifests import policies, validation
+from tests.manifests.conftest import Rendered
+from tests.manifests.rendering import CHECKOUT, Finding, RenderError, Resource, render, targets
+
+MANIFESTS = CHECKOUT / "manifests"
+TARGETS = targets(MANIFESTS)
+POOLS = [target for target in TARGETS if target.startswith("edge/pools/")]
+CLUSTERS = sorted(path.name for path in (MANIFESTS / "clusters").iterdir())
+NAMESPACE_OF_POOLS = "clusters/production/edge"
+"""What lies in a cluster before its pools come."""
+BY_VERSION_TAG = {"overlays/dev": "a cluster to try things in, before there is a registry"}
+"""Targets whose images need no digest, and why."""
+
+needs_crds = pytest.mark.skipif(
+    not validation.CRDS.is_dir(), reason=f"no custom resource definitions in {validation.CRDS}; set SLMOPS_CRDS"
+)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_built_in_objects_fit_the_schemas_of_kubernetes(rendered: Rendered, target: str) -> None:
+    objects = [resource for resource in rendered(target) if validation.is_built_in(resource)]
+
+    assert_none([finding for resource in objects for finding in validation.check_built_in(resource)])
+
+
+@needs_crds
+@pytest.mark.parametrize("target", TARGETS)
+def test_custom_resources_fit_their_definitions(rendered: Rendered, target: str) -> None:
+    objects = [resource for resource in rendered(target) if not validation.is_built_in(resource)]
+
+    assert_none([finding for resource in objects for finding in validation.check_custom(resource)])
+
+
+@pytest.mark.parametrize("policy", policies.POLICIES, ids=lambda policy: policy.__name__)
+@pytest.mark.parametrize("target", TARGETS)
+def test_policy(rendered: Rendered, target: str, policy: policies.Policy) -> None:
+    if policy is policies.images_are_named_by_digest and target in BY_VERSION_TAG:
+        return
+    before = rendered(NAMESPACE_OF_POOLS) if target in POOLS else []
+
+    assert_none([finding for finding in policy([*rendered(target), *before]) if finding.resource.target == target])
+
+
+def test_every_kind_of_target_is_there() -> None:
+    assert {"overlays/dev", "overlays/staging", "overlays/production"} <= set(TARGETS)
+    assert len(POOLS) >= 3
+    assert {f"clusters/{cluster}/{tool}" for cluster in CLUSTERS for tool in ("argocd", "edge", "flux")} <= set(TARGETS)
+
+
+@pytest.mark.parametrize("target", ["overlays/staging", "overlays/production", *POOLS])
+def test_unpinned_images_are_refused_with_the_command_that_pins_them(target: str) -> None:
+    recorded = yaml.safe_load((CHECKOUT / "images" / "digests.yaml").read_text())
+    if all(recorded["digests"].values()):
+        assert render(MANIFESTS, target)
+        return
+
+    with pytest.raises(RenderError, match="make images REGISTRY=") as refused:
+        render(MANIFESTS, target)
+
+    assert NOT_PINNED in str(refused.value)
+
+
+def test_a_dev_cluster_needs_no_registry() -> None:
+    images = {
+        container["image"]
+        for pod in policies.pods(render(MANIFESTS, "overlays/dev"))
+        for _, container in pod.containers()
+    }
+
+    assert images
+    assert all(":" in image and not image.endswith(":latest") for image in images)
+
+
+def test_publishing_is_out_of_reach_of_training(rendered: Rendered) -> None:
+    """No account, role, secret or network path of `slmops` leads into `slmops-publish`."""
+    resources = rendered("overlays/production")
+
+    accounts = {pod.spec["serviceAccountName"] for pod in policies.pods(resources) if pod.namespace == "slmops-publish"}
+    bound = {s["name"] for r in resources if r.kind == "RoleBinding" for s in r.content["subjects"]}
+    holders = {pod.namespace for pod in policies.pods(resources) if "slmops-release-store" in json.dumps(pod.spec)}
+    into = [r.name for r in resources if r.namespace == "slmops-publish" and r.content.get("spec", {}).get("ingress")]
+
+    assert accounts == {"slmops-publish"}
+    assert not accounts & bound
+    assert holders == {"slmops-publish"}
+    assert into == []
+
+
+def assert_none(findings: Sequence[Finding]) -> None:
+    assert not findings, "\n" + "\n".join(map(str, findings))
