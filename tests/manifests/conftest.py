@@ -21,5 +21,5 @@ def pinned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def rendered(pinned: Path) -> Rendered:
-    """The objects of a target below manifests/."""
-    return cache(lambda target: render(pinned / "manifests", target))
+    """The objects of a target of that copy."""
+    return cache(lambda target: render(pinned, target))

@@ -56,6 +56,8 @@ RESTRICTED_VOLUMES = {
 }
 CLUSTER_WIDE = {
     "ClusterQueue",
+    "ClusterRole",
+    "ClusterRoleBinding",
     "ClusterTrainingRuntime",
     "LocalModelCache",
     "LocalModelNodeGroup",
@@ -87,7 +89,7 @@ class Pod:
 
 
 def pods(resources: Sequence[Resource]) -> Iterator[Pod]:
-    """Every pod template of every kind, those inside custom resources too: what has a list of containers with images."""
+    """Every pod template of every kind, those inside custom resources too: what has containers with images."""
     for resource in resources:
         for field, value in walk(resource.content):
             containers = value.get("containers") if isinstance(value, dict) else None
@@ -176,9 +178,12 @@ def secrets_are_named_never_given(resources: Sequence[Resource]) -> Iterator[Fin
         for field, value in walk(resource.content):
             if isinstance(value, str) and SECRET_VALUE.search(value):
                 yield Finding(resource, field, "looks like a key; name a Secret instead")
-            if isinstance(value, dict) and SECRET_NAME.search(str(value.get("name", ""))) and "value" in value:
-                if not str(value["value"]).startswith("/"):  # the path of a file that holds it is no secret
-                    yield Finding(resource, f"{field}.value", f"{value['name']} must come from a Secret")
+            if (
+                isinstance(value, dict)
+                and SECRET_NAME.search(str(value.get("name", "")))
+                and not str(value.get("value", "/")).startswith("/")  # the path of a file that holds it is no secret
+            ):
+                yield Finding(resource, f"{field}.value", f"{value['name']} must come from a Secret")
 
 
 def roles_have_no_wildcards(resources: Sequence[Resource]) -> Iterator[Finding]:
@@ -253,9 +258,10 @@ def allowed_flows_are_named_and_narrow(resources: Sequence[Resource]) -> Iterato
 
 def tokens_are_mounted_only_where_used(resources: Sequence[Resource]) -> Iterator[Finding]:
     for resource in resources:
-        if resource.kind == "ServiceAccount" and (resource.namespace, resource.name) not in NEEDS_TOKEN:
-            if resource.content.get("automountServiceAccountToken") is not False:
-                yield Finding(resource, "automountServiceAccountToken", "must be false")
+        needed = (resource.namespace, resource.name) in NEEDS_TOKEN
+        mounted = resource.content.get("automountServiceAccountToken") is not False
+        if resource.kind == "ServiceAccount" and mounted and not needed:
+            yield Finding(resource, "automountServiceAccountToken", "must be false")
     for pod in pods(resources):
         account = pod.namespace, pod.spec.get("serviceAccountName", "default")
         if account not in NEEDS_TOKEN and pod.spec.get("automountServiceAccountToken") is not False:
@@ -300,7 +306,7 @@ def _references(resources: Sequence[Resource]) -> Iterator[tuple[Resource, str, 
             elif key in {"configMapRef", "configMapKeyRef", "configMap"}:
                 yield pod.resource, f"{field}.name", "ConfigMap", pod.namespace, value["name"]
             elif key == "secret":
-                name = value.get("secretName", value.get("name"))
+                name = value.get("secretName") or value["name"]
                 yield pod.resource, f"{field}.secretName", "Secret", pod.namespace, name
             elif key == "persistentVolumeClaim":
                 yield pod.resource, f"{field}.claimName", "PersistentVolumeClaim", pod.namespace, value["claimName"]

@@ -61,7 +61,8 @@ class RenderError(Exception):
 
 def targets(root: Path) -> list[str]:
     """Everything that somebody applies: each kustomization that is no component and no part of another one."""
-    files = {path.parent.resolve(): yaml.safe_load(path.read_text()) for path in root.glob("**/kustomization.yaml")}
+    found = (root / "manifests").glob("**/kustomization.yaml")
+    files = {path.parent.resolve(): yaml.safe_load(path.read_text()) for path in found}
     parts = {(folder / entry).resolve() for folder, file in files.items() for entry in file.get("resources", ())}
     applied = (folder for folder, file in files.items() if file["kind"] == "Kustomization" and folder not in parts)
     return sorted(str(folder.relative_to(root.resolve())) for folder in applied)
@@ -78,8 +79,12 @@ def render(root: Path, target: str) -> list[Resource]:
     done = subprocess.run([kubectl, "kustomize", root / target], capture_output=True, text=True, timeout=60)
     if done.returncode:
         raise RenderError(done.stderr.strip())
-    documents = yaml.load_all(done.stdout, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    return [Resource(target, document) for document in documents]
+    return [Resource(target, load_yaml(document)) for document in done.stdout.split("\n---\n")]
+
+
+def load_yaml(text: str) -> Any:
+    """One document, by libyaml where PyYAML has it: ten times as fast."""
+    return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 - both are safe
 
 
 def pinned_copy(folder: Path) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 import pytest
 import yaml
@@ -12,15 +11,15 @@ import yaml
 from slmops.kubeflow.manifests import NOT_PINNED
 from tests.manifests import policies, validation
 from tests.manifests.conftest import Rendered
-from tests.manifests.rendering import CHECKOUT, Finding, RenderError, Resource, render, targets
+from tests.manifests.rendering import CHECKOUT, Finding, RenderError, render, targets
 
 MANIFESTS = CHECKOUT / "manifests"
-TARGETS = targets(MANIFESTS)
-POOLS = [target for target in TARGETS if target.startswith("edge/pools/")]
+TARGETS = targets(CHECKOUT)
+POOLS = [target for target in TARGETS if target.startswith("manifests/edge/pools/")]
 CLUSTERS = sorted(path.name for path in (MANIFESTS / "clusters").iterdir())
-NAMESPACE_OF_POOLS = "clusters/production/edge"
+NAMESPACE_OF_POOLS = "manifests/clusters/production/edge"
 """What lies in a cluster before its pools come."""
-BY_VERSION_TAG = {"overlays/dev": "a cluster to try things in, before there is a registry"}
+BY_VERSION_TAG = {"manifests/overlays/dev": "a cluster to try things in, before there is a registry"}
 """Targets whose images need no digest, and why."""
 
 needs_crds = pytest.mark.skipif(
@@ -30,17 +29,17 @@ needs_crds = pytest.mark.skipif(
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_built_in_objects_fit_the_schemas_of_kubernetes(rendered: Rendered, target: str) -> None:
-    objects = [resource for resource in rendered(target) if validation.is_built_in(resource)]
+    objects = [resource for resource in rendered(target) if validation.is_built_in(resource.content["apiVersion"])]
 
-    assert_none([finding for resource in objects for finding in validation.check_built_in(resource)])
+    assert_none([finding for resource in objects for finding in validation.check(resource)])
 
 
 @needs_crds
 @pytest.mark.parametrize("target", TARGETS)
 def test_custom_resources_fit_their_definitions(rendered: Rendered, target: str) -> None:
-    objects = [resource for resource in rendered(target) if not validation.is_built_in(resource)]
+    objects = [resource for resource in rendered(target) if not validation.is_built_in(resource.content["apiVersion"])]
 
-    assert_none([finding for resource in objects for finding in validation.check_custom(resource)])
+    assert_none([finding for resource in objects for finding in validation.check(resource)])
 
 
 @pytest.mark.parametrize("policy", policies.POLICIES, ids=lambda policy: policy.__name__)
@@ -54,20 +53,22 @@ def test_policy(rendered: Rendered, target: str, policy: policies.Policy) -> Non
 
 
 def test_every_kind_of_target_is_there() -> None:
-    assert {"overlays/dev", "overlays/staging", "overlays/production"} <= set(TARGETS)
+    assert {"manifests/overlays/dev", "manifests/overlays/staging", "manifests/overlays/production"} <= set(TARGETS)
     assert len(POOLS) >= 3
-    assert {f"clusters/{cluster}/{tool}" for cluster in CLUSTERS for tool in ("argocd", "edge", "flux")} <= set(TARGETS)
+    assert {
+        f"manifests/clusters/{cluster}/{tool}" for cluster in CLUSTERS for tool in ("argocd", "edge", "flux")
+    } <= set(TARGETS)
 
 
-@pytest.mark.parametrize("target", ["overlays/staging", "overlays/production", *POOLS])
+@pytest.mark.parametrize("target", ["manifests/overlays/staging", "manifests/overlays/production", *POOLS])
 def test_unpinned_images_are_refused_with_the_command_that_pins_them(target: str) -> None:
     recorded = yaml.safe_load((CHECKOUT / "images" / "digests.yaml").read_text())
     if all(recorded["digests"].values()):
-        assert render(MANIFESTS, target)
+        assert render(CHECKOUT, target)
         return
 
     with pytest.raises(RenderError, match="make images REGISTRY=") as refused:
-        render(MANIFESTS, target)
+        render(CHECKOUT, target)
 
     assert NOT_PINNED in str(refused.value)
 
@@ -75,7 +76,7 @@ def test_unpinned_images_are_refused_with_the_command_that_pins_them(target: str
 def test_a_dev_cluster_needs_no_registry() -> None:
     images = {
         container["image"]
-        for pod in policies.pods(render(MANIFESTS, "overlays/dev"))
+        for pod in policies.pods(render(CHECKOUT, "manifests/overlays/dev"))
         for _, container in pod.containers()
     }
 
@@ -85,7 +86,7 @@ def test_a_dev_cluster_needs_no_registry() -> None:
 
 def test_publishing_is_out_of_reach_of_training(rendered: Rendered) -> None:
     """No account, role, secret or network path of `slmops` leads into `slmops-publish`."""
-    resources = rendered("overlays/production")
+    resources = rendered("manifests/overlays/production")
 
     accounts = {pod.spec["serviceAccountName"] for pod in policies.pods(resources) if pod.namespace == "slmops-publish"}
     bound = {s["name"] for r in resources if r.kind == "RoleBinding" for s in r.content["subjects"]}

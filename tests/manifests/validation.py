@@ -1,14 +1,15 @@
 """Holds rendered objects against the schemas of their kinds, unknown fields refused at every depth.
 
-Built-in kinds: the Kubernetes schemas that the package kubernetes-validate brings. Custom resources: the published CRDs,
-which lie beside the checkout, or where SLMOPS_CRDS says. Kinds without a CRD there: `schemas/`, which are ours and name
-only the fields that the manifests use. Rules in CEL (x-kubernetes-validations) are not evaluated.
+Built-in kinds: the Kubernetes schemas that the package kubernetes-validate brings. Custom resources: the published
+CRDs, which lie beside the checkout, or where SLMOPS_CRDS says. Kinds without a CRD there: `schemas/`, which are ours
+and name only the fields that the manifests use. Rules in CEL (x-kubernetes-validations) are not evaluated.
 """
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import jsonschema
 import kubernetes_validate
 import yaml
 
-from tests.manifests.rendering import CHECKOUT, Finding, Resource
+from tests.manifests.rendering import CHECKOUT, Finding, Resource, load_yaml
 
 KUBERNETES_VERSION = "1.36"
 CRDS = Path(os.environ.get("SLMOPS_CRDS", CHECKOUT.parent / "shared" / "crds"))
@@ -36,29 +37,40 @@ _METADATA = {
 }
 
 
-def is_built_in(resource: Resource) -> bool:
-    return resource.content["apiVersion"].rpartition("/")[0] in BUILT_IN_GROUPS
+def is_built_in(api_version: str) -> bool:
+    return api_version.rpartition("/")[0] in BUILT_IN_GROUPS
 
 
-def check_built_in(resource: Resource) -> Iterator[Finding]:
-    """The first way in which an object of Kubernetes' own does not fit its schema."""
+def check(resource: Resource) -> list[Finding]:
+    """Every way in which an object does not fit the schema of its kind."""
+    problems = _problems(json.dumps(resource.content))
+    return [Finding(resource, field, message) for field, message in problems]
+
+
+@cache
+def _problems(content: str) -> list[tuple[str, str]]:
+    """(field, what is wrong), once per content: most objects are in several targets."""
+    value = json.loads(content)
+    return list(_built_in_problems(value) if is_built_in(value["apiVersion"]) else _custom_problems(value))
+
+
+def _built_in_problems(value: dict[str, Any]) -> Iterator[tuple[str, str]]:
     try:
-        kubernetes_validate.validate(resource.content, KUBERNETES_VERSION, strict=True)
+        kubernetes_validate.validate(value, KUBERNETES_VERSION, strict=True)
     except kubernetes_validate.ValidationError as error:
-        yield from _findings(resource, [error])
+        yield from _explained(error)
     except kubernetes_validate.SchemaNotFoundError as error:
-        yield Finding(resource, "kind", error.message)
+        yield "kind", error.message
 
 
-def check_custom(resource: Resource) -> Iterator[Finding]:
-    """All ways in which a custom resource does not fit its schema."""
-    api_version = resource.content["apiVersion"]
-    validator = _validator(api_version, resource.kind)
+def _custom_problems(value: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    api_version, kind = value["apiVersion"], value["kind"]
+    validator = _validator(api_version, kind)
     if validator is None:
-        known = f"{CRDS} and {OUR_SCHEMAS.relative_to(CHECKOUT)}"
-        yield Finding(resource, "kind", f"there is no schema of {api_version} {resource.kind} in {known}; add one")
+        yield "kind", f"there is no schema of {api_version} {kind}; correct it, or add one to tests/manifests/schemas"
         return
-    yield from _findings(resource, validator.iter_errors(resource.content))
+    for error in validator.iter_errors(value):
+        yield from _explained(error)
 
 
 @cache
@@ -72,7 +84,7 @@ def _published_schema(api_version: str, kind: str) -> dict[str, Any] | None:
     for path in CRDS.glob(f"{group}_*.yaml"):
         text = path.read_text()
         if f"kind: {kind}\n" in text:  # some are long: parse only the one that is asked for
-            definition = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+            definition = load_yaml(text)
             for entry in definition["spec"]["versions"]:
                 if entry["name"] == version and definition["spec"]["names"]["kind"] == kind and entry["served"]:
                     found: dict[str, Any] = entry["schema"]["openAPIV3Schema"]
@@ -91,7 +103,7 @@ def _our_schema(api_version: str, kind: str) -> dict[str, Any] | None:
 
 def _closed_object(schema: dict[str, Any]) -> dict[str, Any]:
     """The schema of a whole object: what Kubernetes itself defines of it, and the rest closed."""
-    closed = _closed(schema)
+    closed: dict[str, Any] = _closed(schema)
     closed["properties"] |= {
         "apiVersion": {"type": "string"},
         "kind": {"type": "string"},
@@ -124,11 +136,11 @@ def _closed(schema: Any) -> Any:
     return closed
 
 
-def _findings(resource: Resource, errors: Iterable[jsonschema.ValidationError]) -> Iterator[Finding]:
-    for error in errors:
-        field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.absolute_path)
-        if error.validator == "additionalProperties":
-            for name in sorted(set(error.instance) - set(error.schema.get("properties", ()))):
-                yield Finding(resource, f"{field}.{name}".lstrip("."), "unknown field")
-        else:
-            yield Finding(resource, field.lstrip(".") or "(the object)", error.message[:300])
+def _explained(error: jsonschema.ValidationError) -> Iterator[tuple[str, str]]:
+    field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.absolute_path)
+    if error.validator == "additionalProperties":
+        known: dict[str, Any] = error.schema.get("properties", {})  # type: ignore[union-attr]  # it has the keyword
+        for name in sorted(set(error.instance) - known.keys()):  # type: ignore[arg-type]  # so the instance is an object
+            yield f"{field}.{name}".lstrip("."), "unknown field"
+    else:
+        yield field.lstrip(".") or "(the object)", error.message[:300]
