@@ -91,7 +91,7 @@ class Pod:
 def pods(resources: Sequence[Resource]) -> Iterator[Pod]:
     """Every pod template of every kind, those inside custom resources too: what has containers with images."""
     for resource in resources:
-        for field, value in walk(resource.content):
+        for field, value in resource.fields:
             containers = value.get("containers") if isinstance(value, dict) else None
             if isinstance(containers, list) and any(isinstance(c, dict) and "image" in c for c in containers):
                 yield Pod(resource, field, value)
@@ -156,7 +156,7 @@ def root_file_systems_are_read_only(resources: Sequence[Resource]) -> Iterator[F
 def images_are_named_by_digest(resources: Sequence[Resource]) -> Iterator[Finding]:
     """Also those that a pipeline's steps name, which no pod template shows."""
     for resource in resources:
-        for field, value in walk(resource.content):
+        for field, value in resource.fields:
             if field.endswith(".image") and isinstance(value, str) and not IMAGE_BY_DIGEST.match(value):
                 yield Finding(resource, field, f"must be name@sha256:<64 hex digits>, got {value}")
 
@@ -175,7 +175,7 @@ def secrets_are_named_never_given(resources: Sequence[Resource]) -> Iterator[Fin
     for resource in resources:
         if resource.kind == "Secret":
             yield Finding(resource, "kind", "no Secret may be in Git; name one and let the platform bring it")
-        for field, value in walk(resource.content):
+        for field, value in resource.fields:
             if isinstance(value, str) and SECRET_VALUE.search(value):
                 yield Finding(resource, field, "looks like a key; name a Secret instead")
             if (
@@ -312,7 +312,9 @@ def _references(resources: Sequence[Resource]) -> Iterator[tuple[Resource, str, 
                 yield pod.resource, f"{field}.claimName", "PersistentVolumeClaim", pod.namespace, value["claimName"]
     for resource in resources:
         content = resource.content
-        if resource.kind == "RoleBinding":
+        if resource.kind == "PipelineVersion":
+            yield from _references_of_steps(resource)
+        elif resource.kind == "RoleBinding":
             yield resource, "roleRef.name", "Role", resource.namespace, content["roleRef"]["name"]
             for index, subject in enumerate(content.get("subjects", ())):
                 yield resource, f"subjects[{index}]", subject["kind"], subject.get("namespace"), subject["name"]
@@ -326,6 +328,15 @@ def _references(resources: Sequence[Resource]) -> Iterator[tuple[Resource, str, 
         elif resource.kind == "LocalModelCache":
             for index, group in enumerate(content["spec"]["nodeGroups"]):
                 yield resource, f"spec.nodeGroups[{index}]", "LocalModelNodeGroup", None, group
+
+
+def _references_of_steps(resource: Resource) -> Iterator[tuple[Resource, str, str, str | None, str]]:
+    """What the pods of a pipeline's steps will refer to, as KFP's platform settings name it."""
+    for field, value in walk(resource.content["spec"].get("platformSpec", {}), "spec.platformSpec"):
+        if isinstance(value, dict) and "secretName" in value:
+            yield resource, f"{field}.secretName", "Secret", resource.namespace, value["secretName"]
+        if isinstance(value, dict) and "pvcNameParameter" in value:
+            yield resource, f"{field}.constant", "PersistentVolumeClaim", resource.namespace, value["constant"]
 
 
 POLICIES: tuple[Policy, ...] = (

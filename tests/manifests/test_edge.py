@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ def test_a_pool_has_one_name_everywhere(rendered: Rendered, pool: str) -> None:
     pull = template["spec"]["initContainers"][0]
     channel = next(entry for entry in pull["env"] if entry["name"] == "CHANNEL")
     assert channel["valueFrom"]["fieldRef"]["fieldPath"] == "metadata.labels['slmops/pool']"
-    assert "--channel=$(CHANNEL)" in pull["args"]
+    assert '--channel="$CHANNEL"' in pull["args"][0]
 
 
 @pytest.mark.parametrize("pool", POOLS)
@@ -47,6 +48,27 @@ def test_a_pool_has_what_its_device_class_says(rendered: Rendered, pool: str) ->
     assert pull["resources"]["limits"]["memory"] == serve["resources"]["limits"]["memory"]
     assert claim["volumeClaimTemplate"]["spec"]["resources"]["requests"]["storage"] == f"{device_class.disk_mib}Mi"
     assert ("nvidia.com/gpu" in serve["resources"]["limits"]) == (device_class.execution_provider == "cuda")
+
+
+@pytest.mark.parametrize(("exit_code", "has_release", "expected"), [(0, False, 0), (75, True, 0), (75, False, 1)])
+def test_a_node_that_cannot_fetch_serves_what_it_has(
+    rendered: Rendered, tmp_path: Path, exit_code: int, has_release: bool, expected: int
+) -> None:
+    """The real shell command of the init container; in the place of `slmops`, a program that ends as told."""
+    daemon_set, _ = daemon_set_and_service(rendered("manifests/edge/pools/x86-cpu"))
+    pull = daemon_set.content["spec"]["template"]["spec"]["initContainers"][0]
+    root = tmp_path / "node"
+    (root / "releases" / "digest").mkdir(parents=True)
+    if has_release:
+        (root / "current").symlink_to("releases/digest")
+    program = tmp_path / "bin" / "slmops"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\n[ "$1 $2 $4" = "edge pull --channel=berlin" ] && exit {exit_code}\nexit 3\n')
+    program.chmod(0o755)
+    command = [*pull["command"], *(arg.replace("/var/lib/slmops", str(root)) for arg in pull["args"])]
+    environment = {"PATH": f"{program.parent}:/usr/bin:/bin", "STORE_URI": "s3://releases", "CHANNEL": "berlin"}
+
+    assert subprocess.run(command, env=environment, timeout=10).returncode == expected
 
 
 def test_pools_are_of_different_kinds() -> None:

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-import slmops_images  # type: ignore[import-not-found]  # mypy does not know where it is mapped to
+import slmops_images
 import yaml
 
 from slmops.kubeflow import manifests
@@ -15,6 +15,7 @@ from tests.manifests.rendering import CHECKOUT
 GENERATED = [
     *CHECKOUT.glob("manifests/components/*images/kustomization.yaml"),
     *CHECKOUT.glob("manifests/edge/classes/*/kustomization.yaml"),
+    CHECKOUT / "manifests" / "base" / "images.yaml",
 ]
 
 
@@ -22,10 +23,11 @@ def test_generated_components_are_up_to_date(tmp_path: Path) -> None:
     for source in ("images/digests.yaml", "manifests/edge/device-classes.yaml"):
         (tmp_path / source).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(CHECKOUT / source, tmp_path / source)
+    (tmp_path / "manifests" / "base").mkdir()
 
     manifests.write(tmp_path)
 
-    written = {path.relative_to(tmp_path): path.read_text() for path in tmp_path.glob("**/kustomization.yaml")}
+    written = {path.relative_to(tmp_path): path.read_text() for path in tmp_path.glob("**/[ki]*.yaml")}
     assert written == {path.relative_to(CHECKOUT): path.read_text() for path in GENERATED}, "run: make compile"
 
 

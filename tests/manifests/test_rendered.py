@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 
 import pytest
@@ -93,6 +94,23 @@ def test_publishing_is_out_of_reach_of_training(rendered: Rendered) -> None:
     assert not accounts & bound
     assert holders == {"slmops-publish"}
     assert into == []
+
+
+@pytest.mark.parametrize("overlay", ["staging", "production"])
+def test_the_quota_lets_in_what_the_queue_admits(rendered: Rendered, overlay: str) -> None:
+    resources = rendered(f"manifests/overlays/{overlay}")
+    quota = next(r for r in resources if r.kind == "ResourceQuota" and r.namespace == "slmops").content["spec"]["hard"]
+    queue = next(r for r in resources if r.kind == "ClusterQueue").content["spec"]["resourceGroups"][0]
+
+    for name in queue["coveredResources"]:
+        amounts = [r["nominalQuota"] for f in queue["flavors"] for r in f["resources"] if r["name"] == name]
+        assert quantity(quota[f"requests.{name}"]) >= sum(map(quantity, amounts)), name
+
+
+def quantity(text: str) -> int:
+    """`128Gi` → bytes."""
+    number, unit = re.fullmatch(r"(\d+)(Gi|Ti)?", text).groups()  # type: ignore[union-attr]
+    return int(number) * {None: 1, "Gi": 1024**3, "Ti": 1024**4}[unit]
 
 
 def assert_none(findings: Sequence[Finding]) -> None:

@@ -1,4 +1,4 @@
-"""Writes what below manifests/ follows from other files: the images, and a component per device class."""
+"""Writes what below manifests/ follows from other files: which images, and a component per device class."""
 
 from __future__ import annotations
 
@@ -42,15 +42,17 @@ class DeviceClass(Config):
 
 
 def write(root: Path) -> None:
-    """Write all generated kustomize components of the checkout `root`.
+    """Write all that is generated below `root`/manifests, except the pipelines.
 
     Raises:
         ConfigError: device-classes.yaml or digests.yaml is not what it must be.
     """
     manifests = root / "manifests"
-    recorded = yaml.safe_load((root / "images" / "digests.yaml").read_text())
+    digests = (root / "images" / "digests.yaml").read_text()
+    recorded = yaml.safe_load(digests)
     _write_component(manifests / "components" / "images", "images/digests.yaml", images(recorded))
     _write_component(manifests / "components" / "pinned-images", "images/digests.yaml", pinned_images(recorded))
+    _write(manifests / "base" / "images.yaml", "images/digests.yaml", digests_for_pods(digests))
     for name, device_class in device_classes(manifests / "edge" / "device-classes.yaml").items():
         _write_component(manifests / "edge" / "classes" / name, "../../device-classes.yaml", placement(device_class))
 
@@ -63,6 +65,16 @@ def images(recorded: Mapping[str, Any]) -> dict[str, Any]:
 def pinned_images(recorded: Mapping[str, Any]) -> dict[str, Any]:
     """The same, if every image has a digest; else a component that cannot be built and says why."""
     return images(recorded) if all(recorded["digests"].values()) else {"resources": [NOT_PINNED]}
+
+
+def digests_for_pods(digests: str) -> dict[str, Any]:
+    """The file images/digests.yaml for a pod that compiles pipelines: its own image was built before the digests."""
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": "slmops-images", "namespace": "slmops"},
+        "data": {"digests.yaml": digests},
+    }
 
 
 def device_classes(path: Path) -> dict[str, DeviceClass]:
@@ -120,8 +132,11 @@ def _image(registry: str | None, image: str, digest: str | None) -> dict[str, st
 def _write_component(folder: Path, source: str, content: Mapping[str, Any]) -> None:
     head = {"apiVersion": "kustomize.config.k8s.io/v1alpha1", "kind": "Component"}
     folder.mkdir(parents=True, exist_ok=True)
-    text = yaml.dump({**head, **content}, Dumper=_Dumper, sort_keys=False, width=120)
-    (folder / "kustomization.yaml").write_text(NOTE.format(source=source) + text)
+    _write(folder / "kustomization.yaml", source, {**head, **content})
+
+
+def _write(path: Path, source: str, content: Mapping[str, Any]) -> None:
+    path.write_text(NOTE.format(source=source) + yaml.dump(content, Dumper=_Dumper, sort_keys=False, width=120))
 
 
 class _Dumper(yaml.SafeDumper):
