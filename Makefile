@@ -29,7 +29,7 @@ check: $(VENV)/.dev ## Format, lint, type-check, check layers, regenerate; then 
 	$(BIN)/python -m slmops.kubeflow.generate
 	@git diff --exit-code --stat || { echo 'error: the files above were not formatted or generated; commit them'; exit 1; }
 
-compile: $(VENV)/.dev ## Regenerate what is generated: component.yaml, READMEs, manifests/pipelines
+compile: $(VENV)/.dev ## Regenerate what is generated: component.yaml, READMEs, pipelines, images and device classes in manifests/
 	$(BIN)/python -m slmops.kubeflow.generate
 
 render: $(VENV)/.dev ## Show what a cluster would get: make render OVERLAY=production (or edge/pools/x86-cpu)

@@ -108,7 +108,8 @@ def load_yaml(text: str) -> Any:
 def pinned_copy(folder: Path) -> Path:
     """A copy of the manifests as `make images` leaves them: made-up registry and digests, everything regenerated."""
     shutil.copytree(CHECKOUT / "manifests", folder / "manifests")
-    shutil.copytree(CHECKOUT / "tests" / "manifests" / "broken", folder / "tests" / "manifests" / "broken")
+    for overlays in ("broken", "optional"):
+        shutil.copytree(CHECKOUT / "tests" / "manifests" / overlays, folder / "tests" / "manifests" / overlays)
     recorded = yaml.safe_load((CHECKOUT / "images" / "digests.yaml").read_text())
     digests = {image: f"sha256:{index:064x}" for index, image in enumerate(recorded["digests"], start=1)}
     (folder / "images").mkdir()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 
@@ -9,9 +10,11 @@ import pytest
 import yaml
 
 from slmops.errors import ConfigError
+from slmops.kubeflow import manifests
 from slmops.kubeflow.manifests import DeviceClass, device_classes, placement
+from tests.manifests import validation
 from tests.manifests.conftest import Rendered
-from tests.manifests.rendering import CHECKOUT, Resource, render
+from tests.manifests.rendering import CHECKOUT, Resource, pinned_copy, render
 
 EDGE = CHECKOUT / "manifests" / "edge"
 POOLS = sorted(path.name for path in (EDGE / "pools").iterdir())
@@ -84,20 +87,51 @@ def test_every_pool_gets_what_is_published_for_it(rendered: Rendered) -> None:
     assert {argument.removeprefix("--channel=") for argument in arguments if "--channel=" in argument} == set(POOLS)
 
 
-def test_adding_a_pool_takes_a_folder_with_a_name_and_a_class(pinned: Path) -> None:
-    """As docs/guide/add-a-pool.md tells it."""
-    folder = pinned / "manifests" / "edge" / "pools"
-    text = (folder / "x86-cpu" / "kustomization.yaml").read_text()
-    added = folder / "berlin" / "kustomization.yaml"
-    added.parent.mkdir()
-    added.write_text(text.replace("x86-cpu", "berlin").replace("x86-avx2", "arm64-dotprod"))
+def test_a_pool_is_added_as_the_guide_says(tmp_path: Path) -> None:
+    """With the very texts of docs/guide/add-a-pool.md."""
+    guide = (CHECKOUT / "docs" / "guide" / "add-a-pool.md").read_text()
+    declared, kustomization = re.findall(r"```yaml\n(.*?)```", guide, re.DOTALL)
+    root = pinned_copy(tmp_path)
+    edge = root / "manifests" / "edge"
+    with open(edge / "device-classes.yaml", "a") as file:
+        file.write(declared)
+    manifests.write(root)
+    (edge / "pools" / "berlin").mkdir()
+    (edge / "pools" / "berlin" / "kustomization.yaml").write_text(kustomization)
 
-    daemon_set, service = daemon_set_and_service(render(pinned, "manifests/edge/pools/berlin"))
+    daemon_set, service = daemon_set_and_service(render(root, "manifests/edge/pools/berlin"))
 
     assert daemon_set.name == service.name == "edge-berlin"
-    selector = daemon_set.content["spec"]["template"]["spec"]["nodeSelector"]
-    assert selector["slmops/pool"] == "berlin"
-    assert selector["kubernetes.io/arch"] == "arm64"
+    assert not validation.check(daemon_set)
+    pod = daemon_set.content["spec"]["template"]["spec"]
+    assert pod["nodeSelector"].items() >= {"slmops/pool": "berlin", "kubernetes.io/arch": "arm64"}.items()
+    assert pod["containers"][0]["resources"]["limits"]["memory"] == "768Mi"
+    claim = next(volume for volume in pod["volumes"] if volume["name"] == "releases")["ephemeral"]
+    assert claim["volumeClaimTemplate"]["spec"]["storageClassName"] == "local-nvme"
+    assert claim["volumeClaimTemplate"]["spec"]["resources"]["requests"]["storage"] == "2048Mi"
+
+
+def test_an_object_store_outside_is_allowed_as_the_guide_says(pinned: Path) -> None:
+    """With the very text of docs/guide/install.md."""
+    guide = (CHECKOUT / "docs" / "guide" / "install.md").read_text()
+    patch = next(text for text in re.findall(r"```yaml\n(.*?)```", guide, re.DOTALL) if "allow-object-store" in text)
+    overlay = pinned / "tests" / "manifests" / "guide"
+    overlay.mkdir()
+    head = "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\n"
+    (overlay / "kustomization.yaml").write_text(f"{head}resources: [../../../manifests/overlays/production]\n{patch}")
+
+    resources = render(pinned, "tests/manifests/guide")
+
+    flows = [r for r in resources if r.kind == "NetworkPolicy" and r.name == "allow-object-store"]
+    assert {flow.namespace for flow in flows} == {"slmops", "slmops-publish"}
+    assert all(f.content["spec"]["egress"][0]["to"] == [{"ipBlock": {"cidr": "203.0.113.0/28"}}] for f in flows)
+
+
+def test_every_pool_is_in_some_cluster() -> None:
+    files = (CHECKOUT / "manifests" / "clusters").glob("*/flux/parts.yaml")
+    text = "".join(path.read_text() for path in files)
+
+    assert [pool for pool in POOLS if f"path: ./manifests/edge/pools/{pool}\n" not in text] == []
 
 
 def test_a_wrong_device_class_is_refused_with_all_that_is_wrong(tmp_path: Path) -> None:

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 import yaml
 
+from slmops.cli import app
 from slmops.kubeflow.manifests import NOT_PINNED
 from tests.manifests import policies, validation
 from tests.manifests.conftest import Rendered
 from tests.manifests.rendering import CHECKOUT, Finding, RenderError, render, targets
 
 MANIFESTS = CHECKOUT / "manifests"
-TARGETS = targets(CHECKOUT)
+OPTIONAL = [f"tests/manifests/optional/{path.name}" for path in Path(__file__).with_name("optional").iterdir()]
+TARGETS = [*targets(CHECKOUT), *OPTIONAL]
 POOLS = [target for target in TARGETS if target.startswith("manifests/edge/pools/")]
 CLUSTERS = sorted(path.name for path in (MANIFESTS / "clusters").iterdir())
 NAMESPACE_OF_POOLS = "manifests/clusters/production/edge"
@@ -79,6 +85,65 @@ def test_a_dev_cluster_needs_no_registry() -> None:
 
     assert images
     assert all(":" in image and not image.endswith(":latest") for image in images)
+
+
+def test_every_component_is_in_some_target() -> None:
+    """Otherwise nothing here would look at it."""
+    files = [*MANIFESTS.glob("**/kustomization.yaml"), *CHECKOUT.glob("tests/manifests/optional/*/kustomization.yaml")]
+    read = {path.parent.resolve(): yaml.safe_load(path.read_text()) for path in files}
+    used = {(folder / entry).resolve() for folder, file in read.items() for entry in file.get("components", ())}
+
+    assert {folder for folder, file in read.items() if file["kind"] == "Component"} <= used
+
+
+SUBMIT_TAKES_A_SERVICE_ACCOUNT = pytest.mark.xfail(
+    strict=True, reason="`slmops submit --service-account` is not here yet; remove this mark when it is"
+)
+
+
+@pytest.mark.parametrize(
+    "target", [pytest.param("manifests/overlays/production", marks=SUBMIT_TAKES_A_SERVICE_ACCOUNT), *POOLS]
+)
+def test_commands_in_pods_are_commands_of_slmops(rendered: Rendered, target: str) -> None:
+    """Parsed by the command's own parser: a misspelt option would else be found by a cluster, at night."""
+    commands = [
+        [*container["command"], *container["args"]]
+        for pod in policies.pods(rendered(target))
+        for _, container in pod.containers()
+        if "command" in container
+    ]
+
+    assert commands
+    for command in commands:
+        words = shlex.split(command[2].partition("||")[0]) if command[:2] == ["sh", "-c"] else command
+        assert words[0] == "slmops"
+        parse(words[1:])
+
+
+@pytest.mark.parametrize("overlay", ["dev", "staging", "production"])
+def test_the_nightly_run_gives_its_pipeline_what_it_needs(rendered: Rendered, overlay: str) -> None:
+    resources = rendered(f"manifests/overlays/{overlay}")
+    nightly = next(r for r in resources if r.kind == "CronJob" and r.name == "nightly-retrain")
+    container = nightly.content["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"][0]
+    pipeline = container["command"][2].replace("_", "-")
+    versions = [r for r in resources if r.kind == "PipelineVersion" and r.content["spec"]["pipelineName"] == pipeline]
+    parameters = versions[0].content["spec"]["pipelineSpec"]["root"]["inputDefinitions"]["parameters"]
+
+    given = {arg.removeprefix("--set=").partition("=")[0] for arg in container["args"] if arg.startswith("--set=")}
+    defined = {entry["name"] for entry in container["env"]}
+
+    assert given <= parameters.keys()
+    assert given >= {name for name, parameter in parameters.items() if not parameter.get("isOptional")}
+    assert set(re.findall(r"\$\((\w+)\)", " ".join(container["args"]))) <= defined
+
+
+def parse(words: list[str]) -> None:
+    """As `slmops` would, without doing anything."""
+    command: Any = typer.main.get_command(app)
+    while commands := getattr(command, "commands", None):
+        name, *words = words
+        command = commands[name]
+    command.make_context(command.name, list(words))
 
 
 def test_publishing_is_out_of_reach_of_training(rendered: Rendered) -> None:
