@@ -146,6 +146,26 @@ def _user(resource: Resource, field: str, context: dict[str, Any]) -> Iterator[F
         yield Finding(resource, f"{field}.runAsUser", "must not be root")
 
 
+def steps_of_pipelines_are_limited_and_not_root(resources: Sequence[Resource]) -> Iterator[Finding]:
+    """A step's pod is made by KFP at run time: what the pipeline can say of it, it says."""
+    for resource in resources:
+        if resource.kind != "PipelineVersion":
+            continue
+        spec = resource.content["spec"]
+        platform = spec.get("platformSpec", {}).get("platforms", {}).get("kubernetes", {})
+        settings = platform.get("deploymentSpec", {}).get("executors", {})
+        for name, executor in spec["pipelineSpec"]["deploymentSpec"]["executors"].items():
+            if "container" not in executor:
+                continue
+            where = f"spec.pipelineSpec.deploymentSpec.executors.{name}.container.resources"
+            for key in ("resourceCpuRequest", "resourceCpuLimit", "resourceMemoryRequest", "resourceMemoryLimit"):
+                if key not in executor["container"].get("resources", {}):
+                    yield Finding(resource, f"{where}.{key}", "must be stated; see pipelines/placement.py")
+            if settings.get(name, {}).get("securityContext", {}).get("runAsNonRoot") is not True:
+                where = f"spec.platformSpec.platforms.kubernetes.deploymentSpec.executors.{name}.securityContext"
+                yield Finding(resource, f"{where}.runAsNonRoot", "must be true; see pipelines/placement.py")
+
+
 def root_file_systems_are_read_only(resources: Sequence[Resource]) -> Iterator[Finding]:
     for pod in pods(resources):
         for field, container in pod.containers():
@@ -353,5 +373,6 @@ POLICIES: tuple[Policy, ...] = (
     root_file_systems_are_read_only,
     secrets_are_named_never_given,
     servers_have_probes,
+    steps_of_pipelines_are_limited_and_not_root,
     tokens_are_mounted_only_where_used,
 )

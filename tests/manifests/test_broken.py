@@ -16,6 +16,7 @@ EDGE_NAMESPACE = "manifests/clusters/production/edge"
 DAEMON_SET = "DaemonSet/slmops-edge/edge-x86-cpu spec.template.spec"
 PROMOTE = "CronJob/slmops-publish/promote spec.jobTemplate.spec.template.spec"
 RUNTIME = "ClusterTrainingRuntime/slmops-torch spec.template.spec.replicatedJobs[0].template.spec.template.spec"
+STEP = "PipelineVersion/slmops/one-step spec.pipelineSpec.deploymentSpec.executors.exec-gate.container"
 STEPS = "Role/slmops/slmops-steps"
 
 EXPECTED = {
@@ -58,6 +59,14 @@ EXPECTED = {
         "namespace slmops-edge; add it, or name it in SUPPLIED"
     ],
     "server-without-a-probe": [f"{DAEMON_SET}.containers[0].livenessProbe: must be there: the container has ports"],
+    "step-by-tag": [
+        f"{STEP}.image: must be name@sha256:<64 hex digits>, got registry.example:5000/team/slmops/base:0.1.0"
+    ],
+    "step-that-may-be-root": [
+        "PipelineVersion/slmops/one-step spec.platformSpec.platforms.kubernetes.deploymentSpec.executors.exec-gate."
+        "securityContext.runAsNonRoot: must be true; see pipelines/placement.py"
+    ],
+    "step-without-a-limit": [f"{STEP}.resources.resourceMemoryLimit: must be stated; see pipelines/placement.py"],
     "tag-in-a-custom-resource": [
         f"{RUNTIME}.containers[0].image: must be name@sha256:<64 hex digits>, got slmops/train:latest"
     ],

@@ -74,6 +74,16 @@ def test_a_node_that_cannot_fetch_serves_what_it_has(
     assert subprocess.run(command, env=environment, timeout=10).returncode == expected
 
 
+def test_the_namespace_lets_in_every_device_class(rendered: Rendered) -> None:
+    limits = next(r for r in rendered("manifests/clusters/production/edge") if r.kind == "LimitRange")
+    largest = {entry["type"]: entry["max"] for entry in limits.content["spec"]["limits"]}
+
+    for name, device_class in device_classes(EDGE / "device-classes.yaml").items():
+        assert device_class.num_cpus <= int(largest["Container"]["cpu"]), name
+        assert device_class.ram_mib <= int(largest["Container"]["memory"].removesuffix("Gi")) * 1024, name
+        assert device_class.disk_mib <= int(largest["PersistentVolumeClaim"]["storage"].removesuffix("Gi")) * 1024, name
+
+
 def test_pools_are_of_different_kinds() -> None:
     kinds = {(class_of(pool).architecture, class_of(pool).execution_provider) for pool in POOLS}
 
