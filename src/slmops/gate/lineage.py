@@ -145,8 +145,8 @@ def _stacked(artifacts: Sequence[Artifact]) -> list[_Node]:
     node_of = {number: node for node, stack in zip(nodes, stacks.values(), strict=True) for number in stack}
     for node, stack in zip(nodes, stacks.values(), strict=True):
         node.parents = list({id(node_of[p]): node_of[p] for p in parents[stack[0]]}.values())
-        for parent in node.parents:
-            parent.children.append(node)
+        for before in node.parents:
+            before.children.append(node)
     _assign_layers(nodes)
     return nodes
 
