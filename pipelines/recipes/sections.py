@@ -9,14 +9,24 @@ from slmops.evaluate.config import EvaluateConfig
 from slmops.finetune.config import FinetuneConfig
 from slmops.gate.config import GateConfig
 from slmops.kubeflow.recipe import Recipe
+from slmops.preflight.config import PreflightConfig
 from slmops.prepare_data.config import PrepareDataConfig
 from slmops.quantize.config import QuantizeConfig
 
 
-class DataSection(PrepareDataConfig):
-    """prepare_data; where the rows are is a run-time parameter."""
+class PreflightSection(PreflightConfig):
+    """preflight; what it looks at are run-time parameters."""
 
-    source_uri: ClassVar[str]  # type: ignore[misc]  # a class variable is no field: a recipe cannot set it
+    data_uri: ClassVar[str]  # type: ignore[misc]  # a class variable is no field: a recipe cannot set it
+    base_model_uri: ClassVar[str]  # type: ignore[misc]
+    store_uri: ClassVar[str]  # type: ignore[misc]
+
+
+class DataSection(PrepareDataConfig):
+    """prepare_data; where the rows are is a run-time parameter, and preflight finds their version."""
+
+    source_uri: ClassVar[str]  # type: ignore[misc]
+    source_version: ClassVar[str]  # type: ignore[misc]
 
 
 class EvaluateSection(EvaluateConfig):
@@ -34,6 +44,8 @@ class BenchmarkSection(BenchmarkConfig):
 class EdgeRecipe(Recipe):
     """What every pipeline that ends on the edge fixes."""
 
+    preflight: PreflightSection = PreflightSection()
+    """What must be there before anything runs."""
     prepare_data: DataSection = DataSection()
     """The templates are defaults of run-time parameters."""
     finetune: FinetuneConfig = FinetuneConfig()
