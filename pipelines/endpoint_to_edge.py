@@ -5,6 +5,7 @@ from kfp.dsl.graph_component import GraphComponent
 from slmops_components.data_processing.generate_responses.component import generate_responses
 from slmops_components.data_processing.prepare_data.component import prepare_data
 from slmops_components.training.finetune.component import finetune
+from slmops_components.validation.preflight.component import preflight
 from slmops_pipelines.delivery import deliver, measure_full_precision
 from slmops_pipelines.placement import place_tasks
 from slmops_pipelines.recipes.endpoint_to_edge import Recipe
@@ -37,8 +38,16 @@ def endpoint_to_edge(recipe: Recipe) -> GraphComponent:
             completion_template: The assistant's turn, with column names in braces; the test rows are judged by it.
             system_prompt: The system turn of every conversation that has none; empty for no such turn.
         """
+        checked = preflight(
+            data_uri=data_uri,
+            base_model_uri=base_model_uri,
+            store_uri=store_uri,
+            teacher_endpoint=endpoint_url,
+            **recipe.preflight.parameters("teacher_endpoint"),
+        )
         data = prepare_data(
             source_uri=data_uri,
+            source_version=checked.outputs["data_version"],
             prompt_template=prompt_template,
             completion_template=completion_template,
             system_prompt=system_prompt,
@@ -46,7 +55,7 @@ def endpoint_to_edge(recipe: Recipe) -> GraphComponent:
         )
         train, validation, test = (data.outputs[split] for split in ("train", "validation", "test"))
         base = dsl.importer(artifact_uri=base_model_uri, artifact_class=dsl.Model, reimport=False)
-        base.set_display_name("import-base-model")
+        base.set_display_name("import-base-model").after(checked)
 
         responses = generate_responses(
             prompts=train, endpoint_url=endpoint_url, **recipe.generate_responses.parameters()

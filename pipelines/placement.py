@@ -12,9 +12,9 @@ from kfp import kubernetes
 from kfp.dsl import PipelineTask, pipeline_context
 from pydantic import Field
 
-from slmops.config import Config
-from slmops.generate_responses.config import API_KEY
+from slmops.config import TEACHER_API_KEY, Config
 from slmops.models import FULL_PRECISION
+from slmops.preflight.config import NO_ENDPOINT
 from slmops.resume import MOUNTED_WORK_DIR
 from slmops.step import TRANSIENT_RETRIES
 
@@ -52,7 +52,7 @@ class GpuProfile(Config):
     count: int = Field(default=1, ge=1, le=64)
     """GPUs of one pod."""
     memory_gib: int = Field(default=16, ge=1, le=1024)
-    """Memory of one GPU; preflight refuses smaller ones."""
+    """Memory of one GPU, as it reports it: somewhat less than its name says."""
     node_selector: dict[str, str] = Field(default={})
     """Labels that the node must have."""
     tolerations: list[Toleration] = Field(default=[Toleration(key="nvidia.com/gpu")])
@@ -131,8 +131,8 @@ def place(task: PipelineTask, step: str, placement: Placement) -> None:
     kubernetes.set_security_context(task, run_as_user=RUN_AS, run_as_group=RUN_AS, run_as_non_root=True)
     if needs.store:
         kubernetes.use_secret_as_env(task, STORE_SECRET, {key: key for key in STORE_KEYS})
-    if task.inputs.get("teacher_kind") == "endpoint":
-        kubernetes.use_secret_as_env(task, ENDPOINT_SECRET, {ENDPOINT_KEY: API_KEY}, optional=True)
+    if _asks_endpoint(task):
+        kubernetes.use_secret_as_env(task, ENDPOINT_SECRET, {ENDPOINT_KEY: TEACHER_API_KEY}, optional=True)
     if step in KEEP_WORK:
         kubernetes.mount_pvc(task, WORK_CLAIM, str(MOUNTED_WORK_DIR))
     if placement.gpu and _wants_gpu(task, step):
@@ -159,9 +159,17 @@ def on_gpu(task: PipelineTask, profile: GpuProfile) -> PipelineTask:
     return task
 
 
+def _asks_endpoint(task: PipelineTask) -> bool:
+    endpoint = task.inputs.get("teacher_endpoint", NO_ENDPOINT)
+    given = not isinstance(endpoint, str) or endpoint != NO_ENDPOINT  # else a run-time parameter
+    return given or task.inputs.get("teacher_kind") == "endpoint"
+
+
 def _wants_gpu(task: PipelineTask, step: str) -> bool:
     if step == "evaluate":  # what is quantized for CPUs is judged on one
         return task.inputs.get("variant") == FULL_PRECISION
+    if step == "preflight":  # it waits in the queue for GPUs only if it is to check them
+        return bool(task.inputs.get("min_gpus"))
     if step == "generate_responses":
         return task.inputs.get("teacher_kind") != "endpoint"
     return STEPS[step].gpu

@@ -4,7 +4,7 @@ from typing import Self
 
 from pydantic import model_validator
 from slmops_pipelines.placement import GpuProfile, Placement
-from slmops_pipelines.recipes.sections import L4, EdgeRecipe
+from slmops_pipelines.recipes.sections import L4, EdgeRecipe, on
 
 from slmops.distill.config import DistillConfig
 from slmops.generate_responses.config import GenerateResponsesConfig
@@ -86,8 +86,8 @@ def smollm2_distill_1xl4() -> Recipe:
                 "checkpoint_interval_s": 300,
             },
             "evaluate": {"max_new_tokens": 512, "max_rows": 1000},
-            "placement": {"gpu": L4.model_dump(), "model_memory_gib": 16},
         }
+        | on(L4, model_memory_gib=16)
     )
 
 

@@ -1,7 +1,7 @@
 """Recipes of finetune_to_edge: each function here that returns a Recipe is one, by its name."""
 
 from slmops_pipelines.recipes import distill_to_edge
-from slmops_pipelines.recipes.sections import H100, EdgeRecipe
+from slmops_pipelines.recipes.sections import H100, EdgeRecipe, on
 
 
 class Recipe(EdgeRecipe):
@@ -42,9 +42,9 @@ def phi4_mini_qlora_1xh100() -> Recipe:
             },
             "evaluate": {"max_new_tokens": 1024, "batch_size": 32, "max_rows": 1000},
             "benchmark": {"max_new_tokens": 256, "num_requests": 20},
-            # The whole model in float32 while adapters are merged or a variant is built: 3.8e9 parameters of 4 bytes.
-            "placement": {"gpu": H100.model_dump(), "model_memory_gib": 40},
         }
+        # The whole model in float32 while adapters are merged or a variant is built: 3.8e9 parameters of 4 bytes, twice.
+        | on(H100, model_memory_gib=40)
     )
 
 

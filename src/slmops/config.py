@@ -9,6 +9,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from slmops.errors import ConfigError
 
+TEACHER_API_KEY = "SLMOPS_TEACHER_API_KEY"
+"""Environment variable: the key of the teacher's endpoint, if it wants one. It is never a setting: those are public."""
+
 
 class Config(BaseModel):
     """Settings of one step. Every field is a plain scalar or a list of them, as a KFP parameter can carry it."""

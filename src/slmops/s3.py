@@ -87,14 +87,14 @@ class S3Store(Store):
         found = self.stat(key)
         return found is not None and found.size_bytes == len(data) and self.read(key, len(data)) == data
 
-    def list(self, prefix: str) -> Iterator[str]:
+    def entries(self, prefix: str) -> Iterator[tuple[str, Stat]]:
         with self._explained(prefix):
             pages = self._client.get_paginator("list_objects_v2").paginate(
                 Bucket=self.bucket, Prefix=self.prefix + prefix
             )
             for page in pages:
                 for entry in page.get("Contents", ()):
-                    yield entry["Key"].removeprefix(self.prefix)
+                    yield entry["Key"].removeprefix(self.prefix), Stat(entry["Size"], entry["ETag"])
 
     def _put(self, key: str, data: bytes | Path, condition: dict[str, str]) -> bool:
         conflicts = 0

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from kfp.compiler import Compiler
 from kfp.components import load_component_from_file
+from kfp.dsl import OutputPath
 
 from slmops.kubeflow.components import ComponentFolder, component_folders
 from slmops.kubeflow.generate import component_readme
@@ -101,7 +102,8 @@ def test_metadata_says_where_it_runs(folder: ComponentFolder) -> None:
 
 
 def _is_artifact(annotation: object) -> bool:
-    return typing.get_origin(annotation) is typing.Annotated
+    """Whether an argument is not a setting: an artifact, or the path of an output parameter."""
+    return typing.get_origin(annotation) is typing.Annotated or isinstance(annotation, OutputPath)
 
 
 def _plain(annotation: typing.Any) -> typing.Any:

@@ -68,7 +68,7 @@ def test_banking77_runs_through_the_same_pipeline_by_settings_alone(tiny_model: 
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["tasks"]["gate"]["status"] == "succeeded", done.stderr[-2000:]
     # A tiny model may learn none of 77 intents in seconds; then the gate has nothing to compare and publishes nothing.
-    assert (done.returncode, (tmp_path / "store").exists()) in {(0, True), (3, False)}
+    assert (done.returncode, (tmp_path / "store/v1/metadata").exists()) in {(0, True), (3, False)}
     rows = Path(record["tasks"]["prepare-data"]["outputs"]["train"]) / "rows.jsonl"
     assert len(rows.read_text().splitlines()) > 8000
 
@@ -147,6 +147,6 @@ def test_a_step_that_fails_ends_the_run_with_its_reason_and_code(tiny_model: Pat
     )
     assert done.returncode == 2
     assert done.stderr.strip().splitlines()[-1] == (
-        f"error: prepare-data: {empty} has no rows; check that it is the right file"
+        f"error: preflight: data: {empty} is empty; check that it is the right file"
     )
-    assert not (tmp_path / "store").exists()
+    assert not (tmp_path / "store/v1/metadata").exists()

@@ -75,6 +75,7 @@ def test_what_distill_to_edge_runs(tmp_path: Path) -> None:
     compiled = _compiled(tmp_path, "distill_to_edge")
     tasks = {task.display_name: task for task in compiled.tasks.values()}
     assert tasks.keys() == {
+        "preflight",
         "prepare-data",
         "import-base-model",
         "finetune-teacher",
@@ -86,6 +87,7 @@ def test_what_distill_to_edge_runs(tmp_path: Path) -> None:
         "publish",
     }
     assert {n for n, t in tasks.items() if not t.cached} == {
+        "preflight",
         "benchmark-teacher",
         "benchmark-student",
         "benchmark-candidate",

@@ -109,6 +109,16 @@ def test_a_teacher_behind_an_endpoint_takes_no_gpu(tmp_path: Path) -> None:
     assert secret["keyToEnv"] == [{"envVar": "SLMOPS_TEACHER_API_KEY", "secretKey": "API_KEY"}]
 
 
+def test_preflight_tries_the_endpoint_with_its_key_and_a_gpu_only_if_asked(tmp_path: Path) -> None:
+    secrets = Placed("endpoint_to_edge", "default", tmp_path).tasks["preflight"]["kubernetes"]["secretAsEnv"]
+    assert {secret["secretName"] for secret in secrets} == {"slmops-object-store", "slmops-teacher-endpoint"}
+    without = Placed("distill_to_edge", "default", tmp_path).tasks["preflight"]
+    assert [secret["secretName"] for secret in without["kubernetes"]["secretAsEnv"]] == ["slmops-object-store"]
+    assert "accelerator" not in without["container"]["resources"]
+    asked = Placed("distill_to_edge", "smollm2_distill_1xl4", tmp_path, "preflight.min_gpus=1").tasks["preflight"]
+    assert asked["container"]["resources"]["accelerator"]["resourceCount"] == "1"
+
+
 def test_only_steps_that_use_the_store_get_its_keys(tmp_path: Path) -> None:
     placed = Placed("distill_to_edge", "default", tmp_path)
     with_keys = {placed.steps[name] for name, task in placed.tasks.items() if "secretAsEnv" in task["kubernetes"]}

@@ -16,9 +16,10 @@ from typing import Any
 
 import pytest
 
+from slmops.config import TEACHER_API_KEY
 from slmops.errors import ConfigError, DataError, TransientError, UserError
 from slmops.generate_responses import endpoint
-from slmops.generate_responses.config import API_KEY, GenerateResponsesConfig
+from slmops.generate_responses.config import GenerateResponsesConfig
 from slmops.generate_responses.run import run
 from slmops.records import read_records
 from tests.datasets import commands, write_dataset
@@ -63,7 +64,7 @@ class Double:
 
 @pytest.fixture
 def double(monkeypatch: pytest.MonkeyPatch) -> Iterator[Double]:
-    monkeypatch.delenv(API_KEY, raising=False)
+    monkeypatch.delenv(TEACHER_API_KEY, raising=False)
     monkeypatch.setattr(endpoint, "MAX_RETRIES", 2)
     double = Double()
 
@@ -150,9 +151,9 @@ def test_the_key_comes_from_the_environment_and_goes_nowhere_else(
     double: Double, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     double.key = "sk-secret"
-    with pytest.raises(UserError, match=rf"refuses the key \(401\).*\${API_KEY}"):
+    with pytest.raises(UserError, match=rf"refuses the key \(401\).*\${TEACHER_API_KEY}"):
         run(_config(double), prompts=prompts, teacher=None, responses=tmp_path / "responses")
-    monkeypatch.setenv(API_KEY, "sk-secret")
+    monkeypatch.setenv(TEACHER_API_KEY, "sk-secret")
     caplog.set_level("DEBUG", "slmops")
     run(_config(double), prompts=prompts, teacher=None, responses=tmp_path / "responses")
     written = "".join(path.read_text() for path in (tmp_path / "responses").rglob("*") if path.is_file())

@@ -8,9 +8,6 @@ from pydantic import Field, model_validator
 
 from slmops.config import Config
 
-API_KEY = "SLMOPS_TEACHER_API_KEY"
-"""Environment variable: the key of the teacher's endpoint, if it wants one. It is never a setting: those are public."""
-
 
 class GenerateResponsesConfig(Config):
     """A teacher answers the prompts of a dataset."""

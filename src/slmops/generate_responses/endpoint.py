@@ -15,8 +15,9 @@ from pydantic import BaseModel
 
 from slmops import artifacts
 from slmops.artifacts import Sidecar
+from slmops.config import TEACHER_API_KEY
 from slmops.errors import DataError, SlmopsError, TransientError, UserError
-from slmops.generate_responses.config import API_KEY, GenerateResponsesConfig
+from slmops.generate_responses.config import GenerateResponsesConfig
 from slmops.progress import Progress, log
 from slmops.records import ROWS, ChatRecord, Message, read_records, write_jsonl
 from slmops.resume import work_dir
@@ -96,7 +97,7 @@ def _answer_all(records: Sequence[ChatRecord], config: GenerateResponsesConfig, 
     answers = _kept(path)
     client = openai.OpenAI(
         base_url=config.endpoint_url,
-        api_key=os.environ.get(API_KEY, "none"),
+        api_key=os.environ.get(TEACHER_API_KEY, "none"),
         timeout=TIMEOUT_S,
         max_retries=MAX_RETRIES,
     )
@@ -166,7 +167,7 @@ def _explained(error: openai.APIError, config: GenerateResponsesConfig) -> Slmop
     if isinstance(error, openai.APIStatusError):
         status = error.status_code
         if status in (401, 403):
-            return UserError(f"{where} refuses the key ({status}); put a valid one into ${API_KEY}")
+            return UserError(f"{where} refuses the key ({status}); put a valid one into ${TEACHER_API_KEY}")
         if status == 404:
             return UserError(f"{where} has no such model or address (404); check endpoint_url and endpoint_model")
         if status != 429 and status < 500:

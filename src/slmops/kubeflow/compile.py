@@ -111,6 +111,17 @@ class Compiled:
             raise ConfigError("\n".join(sorted(problems)))
 
 
+def without_cache(compiled: Compiled, target: Path) -> Compiled:
+    """The same pipeline with the cache switched off for every task, written to `target`."""
+    documents = list(yaml.safe_load_all(compiled.path.read_text()))
+    spec = documents[0]
+    for dag in [spec["root"]["dag"], *(c["dag"] for c in spec["components"].values() if "dag" in c)]:
+        for task in dag["tasks"].values():
+            task["cachingOptions"] = {}
+    target.write_text(yaml.safe_dump_all(documents))
+    return Compiled(target)
+
+
 def prepare(
     pipeline: str, recipe: str | None, settings: Sequence[str], target: Path
 ) -> tuple[Compiled, dict[str, str]]:
