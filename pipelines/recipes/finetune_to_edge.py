@@ -43,7 +43,7 @@ def phi4_mini_qlora_1xh100() -> Recipe:
             "evaluate": {"max_new_tokens": 1024, "batch_size": 32, "max_rows": 1000},
             "benchmark": {"max_new_tokens": 256, "num_requests": 20},
         }
-        # The whole model in float32 while adapters are merged or a variant is built: 3.8e9 parameters of 4 bytes, twice.
+        # The whole model in float32, twice, while adapters are merged or a variant is built: 3.8e9 parameters.
         | on(H100, model_memory_gib=40)
     )
 

@@ -96,14 +96,7 @@ def test_every_component_is_in_some_target() -> None:
     assert {folder for folder, file in read.items() if file["kind"] == "Component"} <= used
 
 
-SUBMIT_TAKES_A_SERVICE_ACCOUNT = pytest.mark.xfail(
-    strict=True, reason="`slmops submit --service-account` is not here yet; remove this mark when it is"
-)
-
-
-@pytest.mark.parametrize(
-    "target", [pytest.param("manifests/overlays/production", marks=SUBMIT_TAKES_A_SERVICE_ACCOUNT), *POOLS]
-)
+@pytest.mark.parametrize("target", ["manifests/overlays/production", *POOLS])
 def test_commands_in_pods_are_commands_of_slmops(rendered: Rendered, target: str) -> None:
     """Parsed by the command's own parser: a misspelt option would else be found by a cluster, at night."""
     commands = [
