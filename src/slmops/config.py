@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -24,6 +24,9 @@ class Config(BaseModel):
         protected_namespaces=(),
         hide_input_in_errors=True,
     )
+
+    PLACE: ClassVar[frozenset[str]] = frozenset()
+    """Fields that say where the step runs and change nothing of its result."""
 
     @classmethod
     def create(cls, settings: Mapping[str, Any]) -> Self:

@@ -22,10 +22,15 @@ def work_dir(step: str, config: Config, inputs: Sequence[Sidecar], output: Path)
 
     It lies in `work_root(output)`. The step removes it when it is done.
     """
-    key = json.dumps([step, config.parameters(), [sidecar.digest for sidecar in inputs]], sort_keys=True)
-    path = work_root(output) / f"{step}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.work"
+    path = work_root(output) / f"{step}-{work_key(step, config, inputs)}.work"
     path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+def work_key(step: str, config: Config, inputs: Sequence[Sidecar]) -> str:
+    """16 hex digits that are the same for what computes the same: step, inputs, and settings but those of the place."""
+    key = json.dumps([step, config.parameters(*config.PLACE), [sidecar.digest for sidecar in inputs]], sort_keys=True)
+    return hashlib.sha256(key.encode()).hexdigest()[:16]
 
 
 def work_root(output: Path) -> Path:

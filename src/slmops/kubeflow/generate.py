@@ -82,7 +82,8 @@ def component_readme(folder: ComponentFolder) -> str:
     component, fields = folder.load(), folder.config().model_fields
     spec, docs = component.component_spec, _argument_docs(component)
     artifacts = {n: i for n, i in (spec.inputs or {}).items() if n not in fields}
-    needed = [f"{name}=..." for name in (*artifacts, *(n for n, f in fields.items() if f.is_required()))]
+    given = [name for name, artifact in artifacts.items() if not artifact.optional]
+    needed = [f"{name}=..." for name in (*given, *(n for n, f in fields.items() if f.is_required()))]
     metadata = folder.metadata
     parts = [
         NOTE,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -11,7 +12,7 @@ from typing import TypeVar
 from slmops.config import Config
 from slmops.errors import ConfigError, explain_os_errors
 from slmops.progress import log
-from slmops.step import step
+from slmops.step import TRANSIENT_RETRIES, step
 from slmops.training import ranks
 
 C = TypeVar("C", bound=Config)
@@ -32,6 +33,8 @@ def execute(
 
     Only the first one logs; an error is shown by each that has it.
     """
+    if ranks.size() > 1:
+        os.environ.pop(TRANSIENT_RETRIES, None)  # one of several cannot start again on its own; torchrun ends them all
     with step(name):
         if ranks.rank() > 0:
             log.setLevel(logging.WARNING)
