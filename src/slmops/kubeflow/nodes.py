@@ -73,14 +73,14 @@ def _train_on_nodes(
     parents = {name: _open(path) for name, path in inputs.items()}
     name = f"{step}-{work_key(step, config, list(parents.values()))}"
     exchange = work_dir / f"{name}.nodes"
+    cluster = Cluster()
     if not _is_complete(exchange / "model"):
-        cluster = Cluster()
         _lay_out(exchange, config, inputs, parents)
         wanted = _wanted(name, step, config, forwarded, exchange, list(inputs), cluster)
         with _cancelled_by_signals():
             _run(cluster, wanted, config.pending_timeout_s)
         _expect_result(exchange / "model", name)
-        cluster.delete(name)
+    cluster.delete(name)
     _copy(exchange / "model", model)
     sidecar = artifacts.expect(model, "hf_model")
     shutil.rmtree(exchange)

@@ -41,6 +41,8 @@ LAST_LINES = 20
 EVICTIONS = {"Evicted", "NodeLost", "Preempting", "Shutdown", "Terminated", "NodeShutdown", "UnexpectedAdmissionError"}
 KILLED = {137, 143}
 """Exit codes of a container that the kubelet or the node ended."""
+TORCHRUN_TERMINATED = "got signal: 15"
+"""In torchrun's last lines: it was told to end, and ends with exit code 1."""
 SLMOPS_EXIT = re.compile(r"^(?P<message>.*)\nexit code (?P<code>\d+)\s*$", re.DOTALL)
 """What `slmops.step` leaves as a container's termination message."""
 
@@ -132,7 +134,8 @@ class Failure:
     """Exit code and reason, and the error that the training itself gave, if it came to that."""
     error: type[SlmopsError]
     last_lines: str
-    finished_at: str = ""
+    order: int
+    """Which failure of several is the cause: the lowest. Those of a lost node end the other nodes' pods in turn."""
 
     def __str__(self) -> str:
         lines = f"; its last lines:\n{self.last_lines}" if self.last_lines else ""
@@ -465,29 +468,30 @@ class _View:
         code, reason = ended.get("exitCode"), ended.get("reason") or status.get("reason") or "Error"
         said = SLMOPS_EXIT.match(ended.get("message") or "")
         why = f"ended with exit code {code} ({reason})" if ended else f"failed ({reason}: {status.get('message', '')})"
-        error: type[SlmopsError] = SlmopsError
-        if reason == "OOMKilled":
-            error = UserError
-            why += ": it needs more memory; lower micro_batch_size or max_length, or ask for more"
-        elif said:
-            why += f": {said['message']}"
-            error = {2: UserError, 75: TransientError}.get(int(said["code"]), SlmopsError)
-        elif evicted or code in KILLED or not ended:
-            error = TransientError
         lines = "\n".join(f"  {line}" for line in self.cluster.log_lines(name, tail_lines=LAST_LINES))
-        return Failure(name, why, error, lines, _sortable(ended.get("finishedAt") or ""))
+        if reason == "OOMKilled":
+            why += ": it needs more memory; lower micro_batch_size or max_length, or ask for more"
+            return Failure(name, why, UserError, lines, order=0)
+        if said:
+            error = {2: UserError, 75: TransientError}.get(int(said["code"]), SlmopsError)
+            order = 3 if error is TransientError else 0  # it may only have missed a pod that ended before
+            return Failure(name, f"{why}: {said['message']}", error, lines, order)
+        if evicted or code in KILLED or not ended:
+            return Failure(name, why, TransientError, lines, order=1)
+        if TORCHRUN_TERMINATED in lines:
+            return Failure(name, why, TransientError, lines, order=4)
+        return Failure(name, why, SlmopsError, lines, order=2)
 
     def _explain(self, failed: Mapping[str, Any]) -> SlmopsError:
-        """The error of a failed TrainJob: the first pod that ended of itself; others ended because it was gone."""
+        """The error of a failed TrainJob: of the pod that is the cause; others ended because it was gone."""
         summary = f"TrainJob {self.wanted.name} failed ({failed['reason']}: {failed.get('message', '')})"
         if not self._failures:
             return SlmopsError(
                 f"{summary}, and none of its pods is left to tell why; look at its events: kubectl -n "
                 f"{self.cluster.namespace} describe trainjob {self.wanted.name}"
             )
-        order = [UserError, SlmopsError, TransientError]
-        first = min(self._failures.values(), key=lambda failure: (order.index(failure.error), failure.finished_at))
-        return first.error(f"{summary}: {first}")
+        cause = min(self._failures.values(), key=lambda failure: failure.order)
+        return cause.error(f"{summary}: {cause}")
 
 
 class NotStarted(TransientError):
