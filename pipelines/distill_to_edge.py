@@ -4,8 +4,8 @@ from kfp import dsl
 from kfp.dsl.graph_component import GraphComponent
 from slmops_components.data_processing.generate_responses.component import generate_responses
 from slmops_components.data_processing.prepare_data.component import prepare_data
-from slmops_components.training.distill.component import distill
-from slmops_components.training.finetune.component import finetune
+from slmops_components.training.distill.component import distill, distill_on_nodes
+from slmops_components.training.finetune.component import finetune, finetune_on_nodes
 from slmops_components.validation.preflight.component import preflight
 from slmops_pipelines.delivery import deliver, measure_full_precision
 from slmops_pipelines.placement import place_tasks
@@ -55,13 +55,15 @@ def distill_to_edge(recipe: Recipe) -> GraphComponent:
         base = dsl.importer(artifact_uri=base_model_uri, artifact_class=dsl.Model, reimport=False)
         base.set_display_name("import-base-model").after(checked)
 
-        teacher = finetune(train=train, validation=validation, base=base.output, **recipe.finetune.parameters())
+        train_teacher = finetune_on_nodes if recipe.finetune.num_nodes > 1 else finetune
+        teacher = train_teacher(train=train, validation=validation, base=base.output, **recipe.finetune.parameters())
         teacher.set_display_name("finetune-teacher")
         teacher_model = teacher.outputs["model"]
         responses = generate_responses(
             prompts=train, teacher=teacher_model, **recipe.generate_responses.parameters()
         ).outputs["responses"]
-        student = distill(
+        train_student = distill_on_nodes if recipe.distill.num_nodes > 1 else distill
+        student = train_student(
             responses=responses,
             validation=validation,
             teacher=teacher_model,

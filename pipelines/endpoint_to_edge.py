@@ -4,7 +4,7 @@ from kfp import dsl
 from kfp.dsl.graph_component import GraphComponent
 from slmops_components.data_processing.generate_responses.component import generate_responses
 from slmops_components.data_processing.prepare_data.component import prepare_data
-from slmops_components.training.finetune.component import finetune
+from slmops_components.training.finetune.component import finetune, finetune_on_nodes
 from slmops_components.validation.preflight.component import preflight
 from slmops_pipelines.delivery import deliver, measure_full_precision
 from slmops_pipelines.placement import place_tasks
@@ -60,7 +60,10 @@ def endpoint_to_edge(recipe: Recipe) -> GraphComponent:
         responses = generate_responses(
             prompts=train, endpoint_url=endpoint_url, **recipe.generate_responses.parameters()
         ).outputs["responses"]
-        student = finetune(train=responses, validation=validation, base=base.output, **recipe.finetune.parameters())
+        train_student = finetune_on_nodes if recipe.finetune.num_nodes > 1 else finetune
+        student = train_student(
+            train=responses, validation=validation, base=base.output, **recipe.finetune.parameters()
+        )
         student.set_display_name("finetune-student")
         model = student.outputs["model"]
 

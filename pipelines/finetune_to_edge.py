@@ -3,7 +3,7 @@
 from kfp import dsl
 from kfp.dsl.graph_component import GraphComponent
 from slmops_components.data_processing.prepare_data.component import prepare_data
-from slmops_components.training.finetune.component import finetune
+from slmops_components.training.finetune.component import finetune, finetune_on_nodes
 from slmops_components.validation.preflight.component import preflight
 from slmops_pipelines.delivery import deliver, measure_full_precision
 from slmops_pipelines.placement import place_tasks
@@ -53,7 +53,8 @@ def finetune_to_edge(recipe: Recipe) -> GraphComponent:
         base = dsl.importer(artifact_uri=base_model_uri, artifact_class=dsl.Model, reimport=False)
         base.set_display_name("import-base-model").after(checked)
 
-        finetuned = finetune(train=train, validation=validation, base=base.output, **recipe.finetune.parameters())
+        train_model = finetune_on_nodes if recipe.finetune.num_nodes > 1 else finetune
+        finetuned = train_model(train=train, validation=validation, base=base.output, **recipe.finetune.parameters())
         model = finetuned.outputs["model"]
 
         measured = measure_full_precision(recipe, "finetuned", model=model, test=test)

@@ -49,7 +49,7 @@ def distill(
         student: The model to start from, a Hugging Face directory.
         model: The trained student.
         metrics: Steps, tokens and speed of the training.
-        task_config: Filled in by KFP for `distill_on_nodes`, never given.
+        task_config: Filled in by KFP for `distill_on_nodes`, the same component for several nodes; never given.
     """
     from pathlib import Path
 

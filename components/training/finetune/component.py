@@ -46,7 +46,7 @@ def finetune(
         base: The model to start from, a Hugging Face directory.
         model: The fine-tuned model, adapters merged.
         metrics: Steps, tokens and speed of the training.
-        task_config: Filled in by KFP for `finetune_on_nodes`, never given.
+        task_config: Filled in by KFP for `finetune_on_nodes`, the same component for several nodes; never given.
     """
     from pathlib import Path
 

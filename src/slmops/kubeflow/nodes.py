@@ -1,6 +1,6 @@
 """A training step on several nodes: the KFP step creates a TrainJob, follows it, and takes over its result.
 
-Step and TrainJob exchange files on the volume that holds $SLMOPS_WORK_DIR, which both mount (see docs/adr/0011):
+Step and TrainJob exchange files on the volume that keeps unfinished work, which both mount (see docs/adr/0011):
 
     finetune-<key>.nodes/      of the step, the settings and the inputs; the same again when the step is retried
         config.json
@@ -26,7 +26,7 @@ from slmops.artifacts import SIDECAR, Sidecar
 from slmops.errors import ArtifactError, ConfigError, UserError, explain_os_errors
 from slmops.kubeflow.trainjob import Cluster, NotStarted, Wanted
 from slmops.progress import log
-from slmops.resume import WORK_DIR, work_key
+from slmops.resume import MOUNTED_WORK_DIR, WORK_DIR, work_key, work_root
 from slmops.step import RUNNER_PID, TERMINATION_LOG, TRANSIENT_RETRIES
 from slmops.training.config import TrainingConfig
 
@@ -60,7 +60,7 @@ def train(step: str, config: TrainingConfig, *, task_config: TaskConfig, model: 
     if config.num_nodes > 1:
         raise ConfigError(
             f"num_nodes is {config.num_nodes}, but this step trains in its own pod; use the component {step}_on_nodes "
-            "in a pipeline on a cluster, with a shared volume at $SLMOPS_WORK_DIR, or set num_nodes=1"
+            f"in a pipeline on a cluster, with a shared volume at {MOUNTED_WORK_DIR}, or set num_nodes=1"
         )
     sidecar: Sidecar = importlib.import_module(f"slmops.{step}.run").run(config, model=model, **inputs)
     return sidecar
@@ -69,7 +69,7 @@ def train(step: str, config: TrainingConfig, *, task_config: TaskConfig, model: 
 def _train_on_nodes(
     step: str, config: TrainingConfig, forwarded: dict[str, Any], model: Path, inputs: Mapping[str, Path]
 ) -> Sidecar:
-    work_dir = _shared_work_dir(forwarded)
+    work_dir = _shared_work_dir(forwarded, model)
     parents = {name: _open(path) for name, path in inputs.items()}
     name = f"{step}-{work_key(step, config, list(parents.values()))}"
     exchange = work_dir / f"{name}.nodes"
@@ -99,21 +99,21 @@ def _run(cluster: Cluster, wanted: Wanted, pending_timeout_s: float) -> None:
         raise
 
 
-def _shared_work_dir(forwarded: Mapping[str, Any]) -> Path:
-    """$SLMOPS_WORK_DIR, which lies on a claim that the TrainJob's pods mount at the same place.
+def _shared_work_dir(forwarded: Mapping[str, Any], model: Path) -> Path:
+    """Where unfinished work is kept: on a claim that the TrainJob's pods mount at the same place.
 
     Raises:
         ConfigError: it does not.
     """
-    work_dir = Path(os.environ.get(WORK_DIR) or "/")
+    work_dir = work_root(model)
     claims = {v["name"] for v in forwarded.get("volumes", ()) if v.get("persistentVolumeClaim") or v.get("ephemeral")}
     mounts = [m for m in forwarded.get("volume_mounts", ()) if work_dir.is_relative_to(m["mountPath"])]
     if not any(mount["name"] in claims for mount in mounts):
         found = ", ".join(sorted(m["mountPath"] for m in forwarded.get("volume_mounts", ()))) or "none"
         raise ConfigError(
-            f"training on several nodes needs a ReadWriteMany claim mounted on the task, with {WORK_DIR} below it "
-            f"(kfp.kubernetes.mount_pvc, set_env_variable); {WORK_DIR} is {os.environ.get(WORK_DIR) or 'not set'}, the "
-            f"task's mounts are: {found}"
+            f"training on several nodes needs a ReadWriteMany claim mounted on the task (kfp.kubernetes.mount_pvc) at "
+            f"{MOUNTED_WORK_DIR}, or where ${WORK_DIR} points; this step keeps its work in {work_dir}, and the task's "
+            f"mounts are: {found}"
         )
     return work_dir
 
@@ -174,7 +174,7 @@ def _expect_result(model: Path, name: str) -> None:
         artifacts.expect(model, "hf_model")
     except ArtifactError as error:
         raise UserError(
-            f"TrainJob {name} is complete, but {error}. Do its pods mount the same claim as this step at {WORK_DIR}, "
+            f"TrainJob {name} is complete, but {error}. Do its pods mount the same claim as this step, "
             "and does the training runtime leave their command alone?"
         ) from error
 
@@ -201,7 +201,7 @@ def _wanted(
         queue_name=config.queue_name,
         image=next((c["image"] for c in containers if c["name"] == STEP_CONTAINER), None),
         owner=_owner(pod),
-        env=[*env, {"name": WORK_DIR, "value": os.environ[WORK_DIR]}],
+        env=[*env, {"name": WORK_DIR, "value": str(exchange.parent)}],
         **{field: value for field, value in forwarded.items() if field != "env"},
     )
 
