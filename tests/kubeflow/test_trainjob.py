@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+import urllib3
 from kfp.dsl import TaskConfig
 
 from slmops import artifacts
@@ -340,25 +341,20 @@ def test_a_finished_training_is_taken_over_and_not_started_again(
         soon(lambda: cluster.finish(job["metadata"]["name"]))
 
     cluster.on_create = complete
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
     with monkeypatch.context() as broken:
-        broken.setattr(shutil, "copytree", copytree_but_not_to(step.model))
+        broken.setattr(trainjob.Cluster, "delete", killed)
         with pytest.raises(KeyboardInterrupt):
             step.run()
+    assert cluster.jobs
+    assert not step.model.exists()
     step.run()
     assert [request for request in cluster.requests if request[0] == "POST"] == [("POST", TRAINJOBS)]
     assert artifacts.read(step.model)
     assert not cluster.jobs
-
-
-def copytree_but_not_to(target: Path) -> Callable[..., Any]:
-    copytree = shutil.copytree
-
-    def copy(source: Any, destination: Any, **options: Any) -> Any:
-        if Path(destination).parent == target.parent:
-            raise KeyboardInterrupt
-        return copytree(source, destination, **options)
-
-    return copy
 
 
 def test_another_trainjob_of_the_same_training_is_not_touched(cluster: ApiServer, step: Step) -> None:
@@ -448,10 +444,52 @@ def test_what_the_cluster_lacks_is_named(cluster: ApiServer, step: Step) -> None
         step.run()
 
 
-def test_a_result_that_this_step_does_not_see_is_a_user_error(cluster: ApiServer, step: Step) -> None:
+def test_a_step_that_may_not_follow_leaves_no_training_behind(cluster: ApiServer, step: Step) -> None:
+    cluster.forbidden = {"pods"}
+    with pytest.raises(UserError, match=r"refuses \(403\): User cannot get pods"):
+        step.run()
+    assert not cluster.jobs
+
+
+def test_a_step_in_a_cluster_uses_its_service_account(
+    step: Step, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, content in {"namespace": "slmops\n", "token": "t", "ca.crt": "c"}.items():
+        (tmp_path / name).write_text(content)
+    monkeypatch.setattr(trainjob, "NAMESPACE_FILE", tmp_path / "namespace")
+    monkeypatch.setattr("kubernetes.config.incluster_config.SERVICE_TOKEN_FILENAME", str(tmp_path / "token"))
+    monkeypatch.setattr("kubernetes.config.incluster_config.SERVICE_CERT_FILENAME", str(tmp_path / "ca.crt"))
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
+    monkeypatch.setattr(trainjob, "SILENCE_S", 0.0)
+    asked: list[tuple[str, str]] = []
+
+    def answer(_: object, method: str, url: str, **options: Any) -> None:
+        asked.append((url, options["headers"]["authorization"]))
+        raise urllib3.exceptions.ProtocolError
+
+    monkeypatch.setattr("urllib3.PoolManager.request", answer)
+    cluster = trainjob.Cluster()
+    with pytest.raises(TransientError, match="does not answer"):
+        cluster.read("finetune-1")
+    assert asked == [
+        ("https://10.0.0.1:443/apis/trainer.kubeflow.org/v1alpha1/namespaces/slmops/trainjobs/finetune-1", "bearer t")
+    ]
+
+
+def test_a_result_that_this_step_does_not_see_is_a_user_error(
+    cluster: ApiServer, step: Step, trained: Callable[[dict[str, Any]], None]
+) -> None:
     cluster.on_create = lambda job: soon(lambda: cluster.finish(job["metadata"]["name"]))
     with pytest.raises(UserError, match=r"is complete, but .*mount the same claim"):
         step.run()
+
+    def complete(job: dict[str, Any]) -> None:
+        trained(job)
+        soon(lambda: cluster.finish(job["metadata"]["name"]))
+
+    cluster.on_create = complete
+    assert step.run().kind == "hf_model", "once that is put right, it is trained again"
 
 
 def test_several_nodes_need_the_right_component_and_a_shared_volume(
@@ -487,7 +525,7 @@ def test_a_trainjob_that_is_really_run_and_loses_a_node_gives_the_model_that_one
     cluster: ApiServer, step: Step, tmp_path: Path, said: Callable[[], str]
 ) -> None:
     """Two nodes of one process each, started from the object alone; the second is killed, and the step retried."""
-    config = TWO_NODES.model_copy(update={"num_epochs": 3.0, "batch_size": 8, "checkpoint_interval_s": 0.05})
+    config = TWO_NODES.model_copy(update={"learning_rate": 1e-3, "checkpoint_interval_s": 0.01})
     finetune(config, **step.inputs, model=tmp_path / "alone")
     tries: list[list[subprocess.Popen[str]]] = []
 

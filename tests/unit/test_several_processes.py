@@ -27,8 +27,8 @@ from slmops.training.config import TrainingConfig
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
-# What summing in another order changes. Rows that were lost, counted twice or weighted wrongly part the curves by
-# more than 0.01 within a few steps.
+# What summing in another order changes, at rates where Adam does not blow it up. Rows that were lost, counted twice or
+# weighted wrongly part the curves by more than 0.01 within a few steps.
 ROUNDING = 2e-4
 
 
@@ -58,8 +58,8 @@ def assert_same_training(ours: Path, expected: Path) -> None:
 @pytest.mark.parametrize(
     "settings",
     [
-        {"method": "full", "learning_rate": 3e-3, "num_epochs": 2, "batch_size": 15, "micro_batch_size": 4},
-        {"method": "lora", "learning_rate": 2e-2, "batch_size": 15, "weight_decay": 0.01},
+        {"method": "full", "learning_rate": 1e-3, "num_epochs": 2, "batch_size": 15, "micro_batch_size": 4},
+        {"method": "lora", "learning_rate": 1e-2, "batch_size": 15, "weight_decay": 0.01},
     ],
     ids=["full", "lora"],
 )
@@ -75,7 +75,7 @@ def test_two_processes_fine_tune_as_one(
     assert ran.stderr.count(f"{config.method} of 256 rows on cpu") == 1, "only the first process logs"
     assert sorted(path.name for path in (tmp_path / "two").iterdir()) == ["config.json", "model"]
     curve = alone.facts["loss_curve"]
-    assert curve[-1][1] < curve[0][1] - 0.4, "what is compared is a training that learns"
+    assert curve[-1][1] < curve[0][1] - 0.2, "what is compared is a training that learns"
 
 
 def test_two_processes_distill_as_one(
@@ -98,7 +98,7 @@ def test_a_killed_process_ends_the_others_and_the_next_run_goes_on_to_the_same_c
     tiny_model: Path, train_rows: Path, held_out_rows: Path, tmp_path: Path
 ) -> None:
     config = FinetuneConfig(
-        method="full", learning_rate=3e-3, num_epochs=4, batch_size=8, checkpoint_interval_s=0.05, dtype="float32"
+        method="full", learning_rate=1e-3, num_epochs=3, checkpoint_interval_s=0.01, dtype="float32"
     )
     inputs = {"train": train_rows, "validation": held_out_rows, "base": tiny_model}
     finetune(config, **inputs, model=tmp_path / "one")

@@ -17,14 +17,14 @@ import shutil
 import signal
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slmops import artifacts, models
 from slmops.artifacts import SIDECAR, Sidecar
 from slmops.errors import ArtifactError, ConfigError, UserError, explain_os_errors
-from slmops.kubeflow.trainjob import Cluster, NotStarted, Wanted
+from slmops.kubeflow.trainjob import Cluster, NotStarted, Refused, Wanted
 from slmops.progress import log
 from slmops.resume import MOUNTED_WORK_DIR, WORK_DIR, work_key, work_root
 from slmops.step import RUNNER_PID, TERMINATION_LOG, TRANSIENT_RETRIES
@@ -79,7 +79,7 @@ def _train_on_nodes(
         wanted = _wanted(name, step, config, forwarded, exchange, list(inputs), cluster)
         with _cancelled_by_signals():
             _run(cluster, wanted, config.pending_timeout_s)
-        _expect_result(exchange / "model", name)
+        _expect_result(exchange / "model", name, cluster)
     cluster.delete(name)
     _copy(exchange / "model", model)
     sidecar = artifacts.expect(model, "hf_model")
@@ -88,14 +88,18 @@ def _train_on_nodes(
 
 
 def _run(cluster: Cluster, wanted: Wanted, pending_timeout_s: float) -> None:
-    """Create and follow the TrainJob. It is deleted if this step is cancelled; if the API server is silent, it goes on
-    and a retry finds it again; if it failed, it stays to be looked at until the run is deleted."""
+    """Create and follow the TrainJob.
+
+    It is deleted if this step is cancelled, or may not follow it. If the API server is silent, it goes on, and a retry
+    finds it again; if it failed, it stays to be looked at until the run is deleted.
+    """
     try:
         cluster.create(wanted)
         cluster.follow(wanted, pending_timeout_s)
-    except (KeyboardInterrupt, NotStarted):
+    except (KeyboardInterrupt, NotStarted, Refused):
         log.warning("deleting TrainJob %s", wanted.name)
-        cluster.delete(wanted.name)
+        with suppress(Refused):
+            cluster.delete(wanted.name)
         raise
 
 
@@ -145,19 +149,21 @@ def _copy(source: Path, target: Path, sidecar: Sidecar | None = None) -> None:
     partial = target.with_name(target.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     with explain_os_errors(partial):
-        shutil.copytree(source, partial, copy_function=_link_or_copy)
+        for file in sorted(path for path in source.rglob("*") if path.is_file()):
+            place = partial / file.relative_to(source)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            _link_or_copy(file.resolve(), place)
         if sidecar and not (partial / SIDECAR).exists():
             (partial / SIDECAR).write_text(sidecar.model_dump_json(indent=1) + "\n")
         shutil.rmtree(target, ignore_errors=True)
         partial.rename(target)
 
 
-def _link_or_copy(source: str, target: str) -> str:
+def _link_or_copy(source: Path, target: Path) -> None:
     try:
-        os.link(Path(source).resolve(), target)
+        os.link(source, target)
     except OSError:  # another volume, or one without hard links
         shutil.copyfile(source, target)
-    return target
 
 
 def _is_complete(path: Path) -> bool:
@@ -168,11 +174,12 @@ def _is_complete(path: Path) -> bool:
     return True
 
 
-def _expect_result(model: Path, name: str) -> None:
-    """Raise a UserError if the pods wrote their model where this step does not see it."""
+def _expect_result(model: Path, name: str, cluster: Cluster) -> None:
+    """Raise a UserError if the pods wrote their model where this step does not see it; the next try trains again."""
     try:
         artifacts.expect(model, "hf_model")
     except ArtifactError as error:
+        cluster.delete(name)
         raise UserError(
             f"TrainJob {name} is complete, but {error}. Do its pods mount the same claim as this step, "
             "and does the training runtime leave their command alone?"

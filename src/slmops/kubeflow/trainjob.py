@@ -175,7 +175,7 @@ class Cluster:
         """The pod called `name`, as the API has it; empty if it may not be read."""
         try:
             return self._get(lambda: self._core.read_namespaced_pod(name, self.namespace, **_raw()))
-        except UserError as error:
+        except (Refused, _NotFound) as error:
             log.warning("%s; the TrainJob gets no owner, and the image of its runtime", error)
             return {}
 
@@ -350,7 +350,7 @@ class Cluster:
 
         Raises:
             _NotFound, _Conflict: it said so.
-            UserError: it refused.
+            Refused: it did.
             TransientError: no useful answer for `SILENCE_S`.
         """
         from kubernetes.client import ApiException
@@ -377,17 +377,17 @@ class Cluster:
         """Raise what a refusal means; return if asking again may help."""
         match error.status:
             case 404:
-                raise _NotFound
+                raise _NotFound(_message(error))
             case 409:
                 raise _Conflict
             case 401 | 403:
-                raise UserError(
+                raise Refused(
                     f"the Kubernetes API server refuses ({error.status}): {_message(error)}; a step that trains on "
                     "several nodes needs a service account that may create, get, list, watch and delete trainjobs, get "
                     "and list pods, get pods/log and list events"
                 )
             case int(status) if 400 <= status < 500 and status not in {408, 410, 429}:
-                raise UserError(f"the Kubernetes API server refuses ({status}): {_message(error)}")
+                raise Refused(f"the Kubernetes API server refuses ({status}): {_message(error)}")
 
 
 class _View:
@@ -498,12 +498,16 @@ class NotStarted(TransientError):
     """A TrainJob that found no place in time."""
 
 
+class Refused(UserError):
+    """The API server does not allow what this step needs, or does not accept the object."""
+
+
 class _NotFound(Exception):
-    pass
+    """There is no such object, or no such kind of object."""
 
 
 class _Conflict(Exception):
-    pass
+    """There is an object of that name already."""
 
 
 def _raw() -> dict[str, Any]:
