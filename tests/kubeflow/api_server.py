@@ -190,7 +190,7 @@ class ApiServer:
             self._record("DELETED", job)
 
     def _create(self, body: dict[str, Any]) -> tuple[int, Any]:
-        if wrong := crds.problems(body, "trainer.kubeflow.org_trainjobs.yaml"):
+        if wrong := crds.problems(body):
             return 422, _status(422, "Invalid", "; ".join(wrong))
         name = body["metadata"]["name"]
         if name in self.jobs:

@@ -35,7 +35,6 @@ pytestmark = pytest.mark.skipif(
     not (crds.CRDS / "trainer.kubeflow.org_trainjobs.yaml").is_file(),
     reason=f"the definition of TrainJob is not in {crds.CRDS}; set SLMOPS_CRDS",
 )
-DEFINITION = "trainer.kubeflow.org_trainjobs.yaml"
 SHM = "/dev/shm"  # noqa: S108 - where pods have shared memory
 TWO_NODES = FinetuneConfig(num_nodes=2, dtype="float32", learning_rate=3e-3, method="full")
 
@@ -159,8 +158,8 @@ def test_the_object_fits_the_published_schema_and_carries_the_tasks_settings(
     step.run(affinity=affinity)
 
     (job,) = created
-    assert crds.problems(job, DEFINITION) == []
-    assert crds.problems(job | {"spec": job["spec"] | {"trainner": {}}}, DEFINITION), "unknown fields are refused"
+    assert crds.problems(job) == []
+    assert crds.problems(job | {"spec": job["spec"] | {"trainner": {}}}), "unknown fields are refused"
     assert job["metadata"]["labels"][QUEUE_LABEL] == "slmops-gpu"
     assert job["metadata"]["ownerReferences"] == [{key: workflow[key] for key in ("apiVersion", "kind", "name", "uid")}]
     assert len(job["metadata"]["name"]) + len("-node-0-1023") <= 63, "pods get names of their own from it"

@@ -75,11 +75,11 @@ def _custom_problems(value: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 @cache
 def _validator(api_version: str, kind: str) -> jsonschema.Draft202012Validator | None:
-    schema = _published_schema(api_version, kind) or _our_schema(api_version, kind)
+    schema = published_schema(api_version, kind) or _our_schema(api_version, kind)
     return None if schema is None else jsonschema.Draft202012Validator(_closed_object(schema))
 
 
-def _published_schema(api_version: str, kind: str) -> dict[str, Any] | None:
+def published_schema(api_version: str, kind: str) -> dict[str, Any] | None:
     group, _, version = api_version.partition("/")
     for path in CRDS.glob(f"{group}_*.yaml"):
         text = path.read_text()
@@ -103,29 +103,29 @@ def _our_schema(api_version: str, kind: str) -> dict[str, Any] | None:
 
 def _closed_object(schema: dict[str, Any]) -> dict[str, Any]:
     """The schema of a whole object: what Kubernetes itself defines of it, and the rest closed."""
-    closed: dict[str, Any] = _closed(schema)
+    closed: dict[str, Any] = closed_schema(schema)
     closed["properties"] |= {
         "apiVersion": {"type": "string"},
         "kind": {"type": "string"},
-        "metadata": _closed(_METADATA),
+        "metadata": closed_schema(_METADATA),
     }
     closed["required"] = sorted({*closed.get("required", ()), "apiVersion", "kind", "metadata"})
     return closed
 
 
-def _closed(schema: Any) -> Any:
+def closed_schema(schema: Any) -> Any:
     """A structural schema of OpenAPI as JSON Schema that refuses every field which the API server would drop."""
     if isinstance(schema, list):
-        return [_closed(entry) for entry in schema]
+        return [closed_schema(entry) for entry in schema]
     if not isinstance(schema, dict):
         return schema
     closed = {key: value for key, value in schema.items() if key not in {"description", "default", "example"}}
     for key in ("properties", "items", "additionalProperties", "allOf", "anyOf", "oneOf", "not"):
         if key == "properties" and key in schema:
-            closed[key] = {name: _closed(child) for name, child in schema[key].items()}
+            closed[key] = {name: closed_schema(child) for name, child in schema[key].items()}
         elif key in schema:
             # Below the logical words there are conditions on fields that the schema itself declares.
-            closed[key] = schema[key] if key in {"allOf", "anyOf", "oneOf", "not"} else _closed(schema[key])
+            closed[key] = schema[key] if key in {"allOf", "anyOf", "oneOf", "not"} else closed_schema(schema[key])
     if schema.get("x-kubernetes-embedded-resource"):
         closed.setdefault("properties", {}).update(apiVersion={"type": "string"}, kind={"type": "string"}, metadata={})
     preserves = schema.get("x-kubernetes-preserve-unknown-fields", False)
