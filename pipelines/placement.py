@@ -155,7 +155,8 @@ def on_gpu(task: PipelineTask, profile: GpuProfile) -> PipelineTask:
         medium="Memory",
         size_limit=f"{profile.shared_memory_gib}Gi",
     )
-    kubernetes.add_pod_label(task, "kueue.x-k8s.io/queue-name", profile.queue_name)
+    if task.inputs.get("num_nodes", 1) == 1:  # else a TrainJob gets GPUs and label, and the step's own pod neither
+        kubernetes.add_pod_label(task, "kueue.x-k8s.io/queue-name", profile.queue_name)
     return task
 
 

@@ -87,6 +87,15 @@ def test_a_gpu_step_gets_all_of_its_profile(tmp_path: Path) -> None:
     assert kubernetes["pvcMount"][0]["mountPath"] == "/var/lib/slmops/work"
 
 
+def test_a_step_that_waits_for_several_nodes_does_not_queue_itself(tmp_path: Path) -> None:
+    placed = Placed("distill_to_edge", "smollm2_distill_1xl4", tmp_path, "distill.num_nodes=4")
+    student, teacher = placed.tasks["distill"], placed.tasks["finetune-teacher"]
+    assert "podMetadata" not in student["kubernetes"]
+    assert "podMetadata" in teacher["kubernetes"]
+    assert student["kubernetes"]["pvcMount"], "what step and nodes exchange"
+    assert student["container"]["resources"]["accelerator"]["resourceCount"] == "1", "of each node"
+
+
 def test_another_accelerator_is_a_setting(tmp_path: Path) -> None:
     settings = (
         "placement.gpu.resource_name=amd.com/gpu",
