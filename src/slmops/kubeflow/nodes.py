@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any
 from slmops import artifacts, models
 from slmops.artifacts import SIDECAR, Sidecar
 from slmops.errors import ArtifactError, ConfigError, UserError, explain_os_errors
-from slmops.kubeflow.trainjob import Cluster, NotStarted, Refused, Wanted
+from slmops.kubeflow.follow_trainjob import NotStarted, follow
+from slmops.kubeflow.trainjob import Cluster, Refused, Wanted
 from slmops.progress import log
 from slmops.resume import MOUNTED_WORK_DIR, WORK_DIR, work_key, work_root
 from slmops.step import RUNNER_PID, TERMINATION_LOG, TRANSIENT_RETRIES
@@ -95,7 +96,7 @@ def _run(cluster: Cluster, wanted: Wanted, pending_timeout_s: float) -> None:
     """
     try:
         cluster.create(wanted)
-        cluster.follow(wanted, pending_timeout_s)
+        follow(cluster, wanted, pending_timeout_s)
     except (KeyboardInterrupt, NotStarted, Refused):
         log.warning("deleting TrainJob %s", wanted.name)
         with suppress(Refused):
