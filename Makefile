@@ -5,13 +5,16 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv
 PROFILE ?= full
+REGISTRY ?= localhost:5000
+ENGINE ?=
+TORCH_INDEX ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -c constraints.txt
 
-.PHONY: help demo test check compile new clean
+.PHONY: help demo test check compile images e2e-containers new clean
 
 help: ## Show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 demo: $(VENV)/.demo ## From a real model to an answer at the edge (PROFILE=smoke: a tiny model, under 2 minutes)
 	$(BIN)/python -m slmops.demo --profile $(PROFILE)
@@ -30,6 +33,13 @@ check: $(VENV)/.dev ## Format, lint, type-check, check layers, regenerate; then 
 
 compile: $(VENV)/.dev ## Regenerate what is generated: component.yaml, READMEs, manifests/pipelines
 	$(BIN)/python -m slmops.kubeflow.generate
+
+images: $(VENV)/.dev ## Build and push the images, pin their digests, recompile: make images REGISTRY=host/team
+	$(BIN)/python tools/images.py --registry '$(REGISTRY)' --engine '$(ENGINE)' --torch-index '$(TORCH_INDEX)' \
+	  $(addprefix --build-option=,$(BUILD_OPTION))
+
+e2e-containers: $(VENV)/.dev ## The whole pipeline in real containers; sets up Docker on a bare Debian machine (as root)
+	$(BIN)/python tools/e2e_containers.py --torch-index '$(TORCH_INDEX)'
 
 new: $(VENV)/.dev ## Scaffold a component: make new STEP=verb_noun CATEGORY=training
 	@test -n "$(STEP)" -a -n "$(CATEGORY)" || { echo 'usage: make new STEP=verb_noun CATEGORY=training'; exit 2; }

@@ -43,7 +43,7 @@ class ToolError(Exception):
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     try:
-        engine = options.engine or _find_engine()
+        engine: str = options.engine or _find_engine()
         base_image = options.base_image or str(yaml.safe_load(DIGESTS.read_text())["base_image"])
         builder = Builder(engine, base_image, options.torch_index, options.build_option)
         if options.build_only:
@@ -59,6 +59,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     record(DIGESTS, options.registry, digests)
     print(f"recorded in {DIGESTS.relative_to(ROOT)}; recompiling", flush=True)
+    return recompile()
+
+
+def recompile() -> int:
+    """Generate again what refers to the images; the exit code."""
     return subprocess.run([sys.executable, "-m", "slmops.kubeflow.generate"], check=False, cwd=ROOT).returncode
 
 
@@ -94,7 +99,7 @@ class Builder:
             [self.engine, "push", reference], f"{image}: not pushed; log in with `{self.engine} login` if need be"
         )
         found = json.loads(self._ask("image", "inspect", "--format", "{{json .RepoDigests}}", reference))
-        digests = {entry.partition("@")[2] for entry in found if entry.startswith(f"{name}@")}
+        digests: set[str] = {entry.partition("@")[2] for entry in found if entry.startswith(f"{name}@")}
         if len(digests) != 1:
             raise ToolError(f"{self.engine} knows no single digest of {reference} after the push, found {found}")
         return digests.pop()
@@ -140,7 +145,7 @@ def record(path: Path, registry: str, digests: dict[str, str]) -> None:
 
 @contextmanager
 def registry_answers(registry: str) -> Iterator[None]:
-    """Check that the registry is there, before hours of building; start Debian's for a local one where it is installed."""
+    """Check first that the registry is there; for a local one, start Debian's where that is installed."""
     host = registry.partition("/")[0]
     if _answers(host):
         yield
@@ -211,7 +216,7 @@ def _revision() -> str:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--registry", default="localhost:5000", help="where to push: host[:port]/team [%(default)s]")
+    parser.add_argument("--registry", default="localhost:5000", help="where to push: host[:port][/team] [%(default)s]")
     parser.add_argument("--build-only", action="store_true", help="neither push nor record")
     parser.add_argument("--engine", default="", help="docker or podman [whichever works]")
     parser.add_argument("--base-image", default="", help="image to build on [base_image of images/digests.yaml]")

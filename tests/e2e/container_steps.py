@@ -11,7 +11,7 @@ def compile_looking(folder: Path, image: str) -> Path:
     """Write the compiled pipeline, whose step runs in `image`, into `folder`."""
 
     @dsl.component(base_image=image, install_kfp_package=False)
-    def look(how: str, data_uri: str, store_uri: str, addresses: list, found: Output[Artifact]) -> None:
+    def look(how: str, data_uri: str, store_uri: str, addresses: list[str], found: Output[Artifact]) -> None:
         """Writes down what it finds, or ends as it is told to."""
         import json
         import os
@@ -75,7 +75,7 @@ def compile_looking(folder: Path, image: str) -> Path:
             )
 
     @dsl.pipeline(name="looking")
-    def looking(data_uri: str, how: str = "go", store_uri: str = "", addresses: list = []) -> None:  # noqa: B006
+    def looking(data_uri: str, how: str = "go", store_uri: str = "", addresses: list[str] = []) -> None:  # noqa: B006
         """Looks around.
 
         Args:

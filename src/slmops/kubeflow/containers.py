@@ -35,6 +35,8 @@ TERMINATION_LOG = "/dev/termination-log"
 SOCKET_IN_CONTAINER = "/run/slmops/object-store.sock"
 SHARED_MEMORY = "1g"
 CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_DEFAULT_REGION")
+PASSED_ON = ("OMP_NUM_THREADS",)
+"""Environment variables that steps take over from the caller, as they do without containers."""
 
 _REAPER = """
 import shutil, sys
@@ -116,7 +118,7 @@ def docker_runner(
             network_mode="none",
             shm_size=SHARED_MEMORY,
             working_dir=str(Path.cwd()),  # relative paths mean what they mean to the caller
-            environment={WORK_DIR: str(output_dir / "work"), "PYTHONUNBUFFERED": "1"},
+            environment={WORK_DIR: str(output_dir / "work"), **_set_here(PASSED_ON)},
             labels={LABEL: scratch.name},
             device_requests=_gpus(),
         )
@@ -155,8 +157,10 @@ class _Store:
 
     def options(self) -> dict[str, Any]:
         """What a container needs to reach the store."""
-        environment = {name: os.environ[name] for name in CREDENTIALS if name in os.environ}
-        environment |= {"AWS_ENDPOINT_URL": self.endpoint_url, relay.STORE_SOCKET: SOCKET_IN_CONTAINER}
+        environment = _set_here(CREDENTIALS) | {
+            "AWS_ENDPOINT_URL": self.endpoint_url,
+            relay.STORE_SOCKET: SOCKET_IN_CONTAINER,
+        }
         host = relay.address_of(self.endpoint_url)[0]
         return {"environment": environment, "extra_hosts": {} if _is_ip(host) else {host: "127.0.0.1"}}
 
@@ -281,6 +285,10 @@ def _endpoint(arguments: Mapping[str, Any]) -> str | None:
             "name in /etc/hosts"
         )
     return endpoint_url
+
+
+def _set_here(names: Iterable[str]) -> dict[str, str]:
+    return {name: os.environ[name] for name in names if name in os.environ}
 
 
 def _is_ip(host: str) -> bool:
