@@ -248,7 +248,7 @@ def run_tests(checkout: Path, torch_index: str) -> int:
         "SLMOPS_E2E_BUILD_OPTIONS": json.dumps([f"--torch-index={torch_index}", "--build-option=--network=host"]),
     }
     command = [sys.executable, "-m", "pytest", "-s", "--durations=5", "tests/e2e/test_containers.py"]
-    return subprocess.run(command, check=False, cwd=ROOT, env=environment).returncode
+    return wait_for(subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True))
 
 
 def remove_pushed_names() -> None:
@@ -263,9 +263,20 @@ def remove_pushed_names() -> None:
 def run(command: Sequence[str], log: Path | None = None) -> None:
     """Run a command; its output goes to `log` if that is given. Ends the program if it fails."""
     with open(log or os.devnull, "ab") as file:
-        done = subprocess.run(command, stdout=file if log else None, stderr=file if log else None, check=False)
-    if done.returncode != 0:
+        output = file if log else None
+        code = wait_for(subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True))
+    if code != 0:
         sys.exit(f"error: `{' '.join(command[:4])} …` failed" + (f"; read {log}" if log else ""))
+
+
+def wait_for(process: subprocess.Popen[bytes]) -> int:
+    """The exit code of a process that leads a session; if this program is told to end, so is all that it started."""
+    try:
+        return process.wait()
+    except BaseException:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait()
+        raise
 
 
 def say(what: str) -> None:
