@@ -21,6 +21,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -47,13 +48,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         base_image = options.base_image or str(yaml.safe_load(DIGESTS.read_text())["base_image"])
         builder = Builder(engine, base_image, options.torch_index, options.build_option)
         if options.build_only:
-            for image in IMAGES:
-                builder.build(image)
+            builder.build_all()
             return 0
         with registry_answers(options.registry):
-            for image in IMAGES:
-                builder.build(image)
-            digests = {image: builder.push(image, f"{options.registry}/slmops/{image}") for image in IMAGES}
+            builder.build_all()
+            digests = builder.push_all(options.registry)
     except ToolError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -74,6 +73,19 @@ class Builder:
         self.engine, self.base_image, self.torch_index = engine, base_image, torch_index
         self.build_options = build_options
 
+    def build_all(self) -> None:
+        """Build the first, whose layers with the project's code the others share; then these, all at once."""
+        first, *others = IMAGES
+        self.build(first)
+        with ThreadPoolExecutor(len(others)) as pool:
+            list(pool.map(self.build, others))
+
+    def push_all(self, registry: str) -> dict[str, str]:
+        """Push all images at once; their digests."""
+        with ThreadPoolExecutor(len(IMAGES)) as pool:
+            pushed = pool.map(lambda image: self.push(image, f"{registry}/slmops/{image}"), IMAGES)
+            return dict(zip(IMAGES, pushed, strict=True))
+
     def build(self, image: str) -> None:
         """Build one image under its version tag."""
         started = time.monotonic()
@@ -86,7 +98,7 @@ class Builder:
         command = [self.engine, "build", *self.build_options, "--file", f"images/{image}/Containerfile"]
         command += [part for name, value in arguments.items() for part in ("--build-arg", f"{name}={value}")]
         print(f"{image}: building with {self.engine}", flush=True)
-        self._run([*command, "--tag", tag(image), "."], f"{image}: not built")
+        self._run(image, [*command, "--tag", tag(image), "."], "not built")
         size = int(self._ask("image", "inspect", "--format", "{{.Size}}", tag(image)))
         print(f"{image}: built in {time.monotonic() - started:.0f} s, {size / 1e6:,.0f} MB: {tag(image)}", flush=True)
 
@@ -95,13 +107,13 @@ class Builder:
         reference = f"{name}:{__version__}"
         print(f"{image}: pushing {reference}", flush=True)
         self._ask("tag", tag(image), reference)
-        self._run(
-            [self.engine, "push", reference], f"{image}: not pushed; log in with `{self.engine} login` if need be"
-        )
+        started = time.monotonic()
+        self._run(image, [self.engine, "push", reference], f"not pushed; log in with `{self.engine} login` if need be")
         found = json.loads(self._ask("image", "inspect", "--format", "{{json .RepoDigests}}", reference))
         digests: set[str] = {entry.partition("@")[2] for entry in found if entry.startswith(f"{name}@")}
         if len(digests) != 1:
             raise ToolError(f"{self.engine} knows no single digest of {reference} after the push, found {found}")
+        print(f"{image}: pushed in {time.monotonic() - started:.0f} s", flush=True)
         return digests.pop()
 
     def _ask(self, *arguments: str) -> str:
@@ -110,7 +122,7 @@ class Builder:
             raise ToolError(f"`{self.engine} {' '.join(arguments)}` failed: {asked.stderr.strip()}")
         return asked.stdout.strip()
 
-    def _run(self, command: Sequence[str], what: str) -> None:
+    def _run(self, image: str, command: Sequence[str], failed: str) -> None:
         """Run a long command, show the steps that it names, and its last lines if it fails."""
         last: list[str] = []
         with subprocess.Popen(
@@ -120,9 +132,9 @@ class Builder:
             for line in process.stdout:
                 last = [*last[1 - NUM_LAST_LINES :], line]
                 if _STEP.match(line):
-                    print(f"  {line.rstrip():.110}", flush=True)
+                    print(f"{image}:   {line.rstrip():.100}", flush=True)
         if process.returncode != 0:
-            raise ToolError(f"{what}; the last lines of `{' '.join(command[:2])}`:\n{''.join(last)}")
+            raise ToolError(f"{image}: {failed}; the last lines of `{' '.join(command[:2])}`:\n{''.join(last)}")
 
 
 def tag(image: str) -> str:
