@@ -133,7 +133,10 @@ def _docker() -> Check:
     try:
         subprocess.run(["docker", "info"], check=True, capture_output=True, timeout=10)  # noqa: S607
     except (OSError, subprocess.SubprocessError):
-        return Check("warn", "docker: installed, but its daemon does not answer; start it to build images or to run steps in them")
+        return Check(
+            "warn",
+            "docker: installed, but its daemon does not answer; start it to build images or to run steps in them",
+        )
     return Check("ok", "docker: running")
 
 

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,12 +60,13 @@ def image_ids(compiled: Compiled) -> dict[str, str]:
     """
     import docker
 
-    client, ids, missing = _connect(), {}, []
-    for name in compiled.images():
-        try:
-            ids[name] = str(client.images.get(name).id)
-        except docker.errors.ImageNotFound:
-            missing.append(name)
+    ids, missing = {}, []
+    with closing(_connect()) as client:
+        for name in sorted(compiled.images()):
+            try:
+                ids[name] = str(client.images.get(name).id)
+            except docker.errors.ImageNotFound:
+                missing.append(name)
     if missing:
         raise UserError(
             f"not on this machine: {', '.join(missing)}; build the images with `make images`, or `docker pull` them"
@@ -102,8 +103,7 @@ def docker_runner(
         run.volumes |= {str(output_dir / "work"): {"bind": str(output_dir / "work"), "mode": "rw"}}
         if endpoint_url := _endpoint(arguments):
             path = scratch / "store.sock"
-            listening = stack.enter_context(relay.offer_store(path, endpoint_url))
-            stack.callback(listening.close)
+            stack.enter_context(relay.offer_store(path, endpoint_url))
             user.own(path)
             run.store = _Store(path, endpoint_url)
         before = docker_task_handler.run_docker_container
@@ -303,8 +303,9 @@ def _gpus() -> list[Any]:
     """All GPUs, where Docker has NVIDIA's runtime."""
     import docker
 
-    if "nvidia" not in docker.from_env().info().get("Runtimes", {}):
-        return []
+    with closing(_connect()) as client:
+        if "nvidia" not in client.info().get("Runtimes", {}):
+            return []
     return [docker.types.DeviceRequest(count=-1, capabilities=[["gpu"]])]
 
 
