@@ -32,6 +32,7 @@ from slmops import __version__
 ROOT = Path(__file__).resolve().parents[1]
 DIGESTS = ROOT / "images" / "digests.yaml"
 IMAGES = ("base", "train", "optimize", "edge")
+REGISTRY = re.compile(r"^[\w.-]+(:\d+)?(/[\w.-]+)*$")
 LOCAL = re.compile(r"^(localhost|127\.0\.0\.1)(:\d+)?(/|$)")
 _STEP = re.compile(r"^(Step \d+/\d+ :|\[\d+/\d+\] |STEP \d+/\d+:|#\d+ \[)")
 NUM_LAST_LINES = 30
@@ -44,6 +45,8 @@ class ToolError(Exception):
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     try:
+        if not REGISTRY.match(options.registry):
+            raise ToolError(f"a registry is host[:port][/team], without https://, found {options.registry!r}")
         engine: str = options.engine or _find_engine()
         base_image = options.base_image or str(yaml.safe_load(DIGESTS.read_text())["base_image"])
         builder = Builder(engine, base_image, options.torch_index, options.build_option)

@@ -117,7 +117,7 @@ class Finished:
             text=True,
             check=False,
             cwd=self.folder,
-            env=os.environ | self.store.environment(),
+            env=os.environ | self.store.environment() | {"OMP_NUM_THREADS": "1"},  # the model is tiny
         )
 
     def record(self) -> dict[str, Any]:

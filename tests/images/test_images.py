@@ -201,6 +201,12 @@ def test_a_registry_that_does_not_answer_is_said_before_anything_is_built(
     assert not Path(f"{bench.engine}.calls").exists()
 
 
+def test_an_address_of_another_form_is_refused(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    bench.registry = "https://registry.example.com/team"
+    assert bench.run() == 2
+    assert "a registry is host[:port][/team], without https://, found 'https://" in capsys.readouterr().err
+
+
 def test_build_only_neither_pushes_nor_records(bench: Bench) -> None:
     before = bench.digests.read_text()
     assert bench.run("--build-only") == 0
