@@ -108,7 +108,7 @@ def docker_answers() -> bool:
 def install(*packages: str) -> None:
     """Debian's packages."""
     if shutil.which("apt-get") is None:
-        raise CannotRunError(f"{', '.join(packages)} is missing, and this is no Debian to install it from")
+        raise CannotRunError(f"not installed: {', '.join(packages)}, and this is no Debian to install them from")
     say(f"installing {', '.join(packages)}")
     environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
     for command in (["update", "-qq"], ["install", "-y", "-qq", "--no-install-recommends", *packages]):
