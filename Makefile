@@ -5,14 +5,17 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv
 PROFILE ?= full
+REGISTRY ?= localhost:5000
+ENGINE ?=
+TORCH_INDEX ?=
 CHECKOV_VERSION := 3.3.30
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -c constraints.txt
 
-.PHONY: help demo test check compile new render check-manifests clean
+.PHONY: help demo test check compile images e2e-containers render check-manifests new clean
 
 help: ## Show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 17
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 17
 
 demo: $(VENV)/.demo ## From a real model to an answer at the edge (PROFILE=smoke: a tiny model, under 2 minutes)
 	$(BIN)/python -m slmops.demo --profile $(PROFILE)
@@ -31,6 +34,13 @@ check: $(VENV)/.dev ## Format, lint, type-check, check layers, regenerate; then 
 
 compile: $(VENV)/.dev ## Regenerate what is generated: component.yaml, READMEs, pipelines, images and device classes in manifests/
 	$(BIN)/python -m slmops.kubeflow.generate
+
+images: $(VENV)/.dev ## Build and push the images, pin their digests, recompile: make images REGISTRY=host/team
+	$(BIN)/python tools/images.py --registry '$(REGISTRY)' --engine '$(ENGINE)' --torch-index '$(TORCH_INDEX)' \
+	  $(addprefix --build-option=,$(BUILD_OPTION))
+
+e2e-containers: $(VENV)/.dev ## The whole pipeline in real containers; sets up Docker on a bare Debian machine (as root)
+	$(BIN)/python tools/e2e_containers.py --torch-index '$(TORCH_INDEX)'
 
 render: $(VENV)/.dev ## Show what a cluster would get: make render OVERLAY=production (or edge/pools/x86-cpu)
 	@test -n "$(OVERLAY)" || { echo 'usage: make render OVERLAY=dev|staging|production, or a folder below manifests/'; exit 2; }

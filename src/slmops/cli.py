@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -120,8 +120,15 @@ def run(
         typer.Option("--no-cache", help="Run every step, also those done before with the same inputs and settings."),
     ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show all that KFP says, too.")] = False,
+    runner: Annotated[
+        Literal["process", "docker"],
+        typer.Option(help="`process`: with the packages installed here; `docker`: each step in its own image."),
+    ] = "process",
 ) -> None:
-    """Run a pipeline on this machine, without a cluster or containers.
+    """Run a pipeline on this machine, without a cluster.
+
+    With `--runner docker` the steps run without network but to the object store, and not as root; build the images
+    first, with `make images`.
 
     The same command goes on where a killed or failed run stopped, and repeats what a changed input concerns.
 
@@ -138,7 +145,9 @@ def run(
         from slmops.kubeflow import local
 
         try:
-            local.run(compiled, arguments, output_dir=output_dir, use_cache=not no_cache, verbose=verbose)
+            local.run(
+                compiled, arguments, output_dir=output_dir, use_cache=not no_cache, verbose=verbose, runner=runner
+            )
         except KeyboardInterrupt:
             typer.echo("interrupted; the same command goes on from here", err=True)
             raise typer.Exit(INTERRUPTED) from None

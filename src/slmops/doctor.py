@@ -127,11 +127,14 @@ def _accelerator() -> Check:
 
 def _docker() -> Check:
     if shutil.which("docker") is None:
-        return Check("ok", "docker: not installed; only building images needs it")
+        return Check("ok", "docker: not installed; only `make images` and `slmops run --runner docker` need it")
     try:
         subprocess.run(["docker", "info"], check=True, capture_output=True, timeout=10)  # noqa: S607
     except (OSError, subprocess.SubprocessError):
-        return Check("warn", "docker: installed, but its daemon does not answer; start it to build images")
+        return Check(
+            "warn",
+            "docker: installed, but its daemon does not answer; start it to build images or to run steps in them",
+        )
     return Check("ok", "docker: running")
 
 

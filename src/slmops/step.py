@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from slmops.errors import SlmopsError, TransientError
 from slmops.progress import log, set_up_logging
+from slmops.relay import reach_store_of_environment
 
 TERMINATION_LOG = "SLMOPS_TERMINATION_LOG"
 """Environment variable: the file that takes the error of a failed step. Kubernetes shows /dev/termination-log."""
@@ -40,6 +41,7 @@ def step(name: str) -> Iterator[None]:
     set_up_logging()
     if runner := os.environ.get(RUNNER_PID):
         threading.Thread(target=_end_with, args=(int(runner),), daemon=True).start()
+    reach_store_of_environment()
     try:
         yield
     except SlmopsError as error:

@@ -93,6 +93,18 @@ def test_the_steps_own_lines_are_shown_and_no_others(bench: Bench) -> None:
     assert "executor_input" in verbose
 
 
+def test_unfinished_work_lies_here_whatever_a_task_sets_for_a_cluster(bench: Bench) -> None:
+    assert f"second works in {bench.output / 'work'}" in bench.run().stdout
+
+
+def test_containers_without_docker_are_refused_at_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{bench.folder}/nobody.sock")
+    ran = bench.run("--runner", "docker")
+    assert ran.returncode == 2
+    assert ran.stderr.startswith("error: Docker does not answer (")
+    assert ran.stderr.endswith("; start its daemon, or leave out --runner docker\n")
+
+
 @pytest.mark.parametrize(("how", "exit_code"), [("DataError", 2), ("GateError", 3), ("StoreUnavailable", 75)])
 def test_a_failed_step_gives_the_last_line_and_the_exit_code(bench: Bench, how: str, exit_code: int) -> None:
     ran = bench.run(how=how)

@@ -33,10 +33,12 @@ def second(how: str, made: Input[Artifact], result: Output[Artifact]) -> None:
     from pathlib import Path
 
     from slmops import errors
+    from slmops.progress import log
     from slmops.step import step
 
     with step("second"), open(os.environ["DIARY"], "a", buffering=1) as entries:
         entries.write("second\n")
+        log.info("second works in %s", os.environ["SLMOPS_WORK_DIR"])
         if how == "crash":
             raise ValueError("a defect")
         if how == "kill":
@@ -59,7 +61,7 @@ def two_steps(rows: str, how: str = "go") -> None:
         how: How the second step ends: go, sleep, crash, kill, or the name of an error.
     """
     made = first(rows=rows).set_display_name("make-rows")
-    second(how=how, made=made.outputs["made"])
+    second(how=how, made=made.outputs["made"]).set_env_variable("SLMOPS_WORK_DIR", "/only/in/a/cluster")
 
 
 def compile_two_steps(folder: Path) -> Path:

@@ -65,6 +65,11 @@ class Compiled:
             if artifact["artifactType"].get("schemaTitle") == schema_title
         }
 
+    def images(self) -> set[str]:
+        """The images that its steps run in."""
+        executors = self.spec["deploymentSpec"]["executors"].values()
+        return {executor["container"]["image"] for executor in executors if "container" in executor}
+
     def cached_inputs(self) -> set[str]:
         """Run-time parameters that a cached task reads."""
         return {parameter for task in self.tasks.values() if task.cached for parameter in task.wired.values()}

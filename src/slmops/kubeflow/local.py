@@ -1,7 +1,8 @@
-"""Runs a compiled pipeline on this machine, a process per step, and goes on where a killed run stopped."""
+"""Runs a compiled pipeline on this machine, a process or a container per step; goes on where a killed run stopped."""
 
 from __future__ import annotations
 
+import copy
 import fcntl
 import hashlib
 import json
@@ -14,18 +15,23 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import yaml
 
 import slmops
 from slmops.errors import GateError, SlmopsError, TransientError, UserError, explain_os_errors
+from slmops.kubeflow import containers
 from slmops.kubeflow.compile import Compiled
 from slmops.kubeflow.local_output import StepLines, TaskEvents, TaskRun
 from slmops.resume import WORK_DIR
 from slmops.step import RUNNER_PID, TERMINATION_LOG
+
+Runner = Literal["process", "docker"]
 
 RUN_FILE = "run.json"
 NO_STEP_CODE = {"cli.py", "demo", "doctor.py", "edge", "kubeflow"}
@@ -37,7 +43,15 @@ _ERRORS: dict[int, type[SlmopsError]] = {
 }
 
 
-def run(compiled: Compiled, arguments: Mapping[str, Any], *, output_dir: Path, use_cache: bool, verbose: bool) -> None:
+def run(
+    compiled: Compiled,
+    arguments: Mapping[str, Any],
+    *,
+    output_dir: Path,
+    use_cache: bool,
+    verbose: bool,
+    runner: Runner = "process",
+) -> None:
     """Run the pipeline; everything it writes is below `output_dir`.
 
         artifacts/    outputs of the steps      cache/        which of them can be used again
@@ -48,6 +62,7 @@ def run(compiled: Compiled, arguments: Mapping[str, Any], *, output_dir: Path, u
         SlmopsError: a step failed; the message and the exit code are that step's.
     """
     output_dir = output_dir.resolve()
+    code = containers.image_ids(compiled) if runner == "docker" else _code_of_steps()
     with explain_os_errors(output_dir):
         output_dir.mkdir(parents=True, exist_ok=True)
     with _locked(output_dir), _terminated_as_interrupted():
@@ -62,7 +77,9 @@ def run(compiled: Compiled, arguments: Mapping[str, Any], *, output_dir: Path, u
         status = "interrupted"
         try:
             with _environment(output_dir, termination_log), _listening(events, None if verbose else lines):
-                status = _execute(compiled, arguments, events, output_dir, use_cache)
+                cache = output_dir / "cache" / cache_key(compiled, arguments, code) if use_cache else None
+                with _kfp_runner(runner, arguments, output_dir, termination_log) as kfp_runner:
+                    status = _execute(compiled, arguments, events, output_dir, kfp_runner, cache)
         finally:
             _find_outputs(compiled.name, events.runs, output_dir)
             reports = _copy_reports(compiled, events.runs, output_dir)
@@ -73,18 +90,23 @@ def run(compiled: Compiled, arguments: Mapping[str, Any], *, output_dir: Path, u
 
 
 def _execute(
-    compiled: Compiled, arguments: Mapping[str, Any], events: TaskEvents, output_dir: Path, use_cache: bool
+    compiled: Compiled,
+    arguments: Mapping[str, Any],
+    events: TaskEvents,
+    output_dir: Path,
+    runner: Any,
+    cache: Path | None,
 ) -> str:
     from kfp import components, local
 
     local.init(
-        runner=local.SubprocessRunner(use_venv=False),
+        runner=runner,
         pipeline_root=str(output_dir / "artifacts"),
         workspace_root=str(output_dir / "workspace"),
-        enable_caching=use_cache,
-        cache_root=str(output_dir / "cache" / cache_key(compiled, arguments)),
+        enable_caching=cache is not None,
+        cache_root=str(cache) if cache else None,
     )
-    pipeline = components.load_component_from_file(str(compiled.path))
+    pipeline = components.load_component_from_text(_for_this_machine(compiled))
     try:
         pipeline(**arguments)
     except RuntimeError:
@@ -94,17 +116,44 @@ def _execute(
     return "succeeded"
 
 
-def cache_key(compiled: Compiled, arguments: Mapping[str, Any]) -> str:
+def _for_this_machine(compiled: Compiled) -> str:
+    """The pipeline without what its tasks set for a cluster and a run on this machine sets itself."""
+    spec = copy.deepcopy(compiled.spec)
+    for executor in spec["deploymentSpec"]["executors"].values():
+        container = executor.get("container", {})
+        container["env"] = [entry for entry in container.get("env", ()) if entry["name"] != WORK_DIR]
+    return yaml.safe_dump(spec)
+
+
+def _kfp_runner(
+    runner: Runner, arguments: Mapping[str, Any], output_dir: Path, termination_log: Path
+) -> AbstractContextManager[Any]:
+    if runner == "docker":
+        folders = [output_dir / name for name in ("artifacts", "work", "workspace")]
+        return containers.docker_runner(
+            arguments, output_dir=output_dir, folders=folders, termination_log=termination_log
+        )
+    from kfp import local
+
+    return nullcontext(local.SubprocessRunner(use_venv=False))
+
+
+def cache_key(compiled: Compiled, arguments: Mapping[str, Any], code: Mapping[str, str]) -> str:
     """What KFP's own cache key does not see: the code of the steps, and the local files that parameters point to."""
-    package = Path(slmops.__file__).parent
-    sources = [p for p in sorted(package.rglob("*.py")) if p.relative_to(package).parts[0] not in NO_STEP_CODE]
-    facts: list[object] = [hashlib.sha256(path.read_bytes()).hexdigest() for path in sources]
+    facts: list[object] = [sorted(code.items())]
     for name in sorted(compiled.cached_inputs()):
         path = Path(str(arguments.get(name, ""))).absolute()
         if arguments.get(name) and path.exists():
             files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
             facts += [(name, str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+
+def _code_of_steps() -> dict[str, str]:
+    """Digests of the modules of this package that steps run."""
+    package = Path(slmops.__file__).parent
+    sources = [p for p in sorted(package.rglob("*.py")) if p.relative_to(package).parts[0] not in NO_STEP_CODE]
+    return {str(p.relative_to(package)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sources}
 
 
 @contextmanager
