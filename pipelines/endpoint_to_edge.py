@@ -3,10 +3,9 @@
 from kfp import dsl
 from kfp.dsl.graph_component import GraphComponent
 from slmops_components.data_processing.generate_responses.component import generate_responses
-from slmops_components.data_processing.prepare_data.component import prepare_data
 from slmops_components.training.finetune.component import finetune, finetune_on_nodes
-from slmops_components.validation.preflight.component import preflight
 from slmops_pipelines.delivery import deliver, measure_full_precision
+from slmops_pipelines.intake import take_in
 from slmops_pipelines.placement import place_tasks
 from slmops_pipelines.recipes.endpoint_to_edge import Recipe
 
@@ -38,32 +37,22 @@ def endpoint_to_edge(recipe: Recipe) -> GraphComponent:
             completion_template: The assistant's turn, with column names in braces; the test rows are judged by it.
             system_prompt: The system turn of every conversation that has none; empty for no such turn.
         """
-        checked = preflight(
+        train, validation, test, base = take_in(
+            recipe,
             data_uri=data_uri,
             base_model_uri=base_model_uri,
             store_uri=store_uri,
             teacher_endpoint=endpoint_url,
-            **recipe.preflight.parameters("teacher_endpoint"),
-        )
-        data = prepare_data(
-            source_uri=data_uri,
-            source_version=checked.outputs["data_version"],
             prompt_template=prompt_template,
             completion_template=completion_template,
             system_prompt=system_prompt,
-            **recipe.prepare_data.parameters("prompt_template", "completion_template", "system_prompt"),
         )
-        train, validation, test = (data.outputs[split] for split in ("train", "validation", "test"))
-        base = dsl.importer(artifact_uri=base_model_uri, artifact_class=dsl.Model, reimport=False)
-        base.set_display_name("import-base-model").after(checked)
 
         responses = generate_responses(
             prompts=train, endpoint_url=endpoint_url, **recipe.generate_responses.parameters()
         ).outputs["responses"]
         train_student = finetune_on_nodes if recipe.finetune.num_nodes > 1 else finetune
-        student = train_student(
-            train=responses, validation=validation, base=base.output, **recipe.finetune.parameters()
-        )
+        student = train_student(train=responses, validation=validation, base=base, **recipe.finetune.parameters())
         student.set_display_name("finetune-student")
         model = student.outputs["model"]
 

@@ -20,6 +20,7 @@ class PreflightSection(PreflightConfig):
     data_uri: ClassVar[str]  # type: ignore[misc]  # a class variable is no field: a recipe cannot set it
     base_model_uri: ClassVar[str]  # type: ignore[misc]
     store_uri: ClassVar[str]  # type: ignore[misc]
+    teacher_endpoint: ClassVar[str]  # type: ignore[misc]
 
 
 class DataSection(PrepareDataConfig):
