@@ -22,6 +22,8 @@ import pytest
 from slmops.demo import building_commands
 from slmops.demo.object_store import ObjectStore
 from slmops.demo.run import CHANNEL, SYSTEM_PROMPT
+from tests.manifests.policies import POLICIES
+from tests.manifests.rendering import render, targets
 
 CHECKOUT = Path(os.environ.get("SLMOPS_E2E_CHECKOUT", ""))
 IMAGE_USER = 10001
@@ -449,6 +451,18 @@ def test_no_image_holds_a_compiler_a_pip_cache_or_the_right_to_be_root(
     ).decode()
     assert said.startswith("slmops ")
     assert said.count("\n") == 1, said
+
+
+def test_what_is_applied_is_pinned_to_what_was_pushed(images: Images) -> None:
+    """The policies again, on manifests that `make images` has pinned to a real registry."""
+    namespace_of_pools = render(CHECKOUT, "manifests/clusters/production/edge")
+    for target in targets(CHECKOUT):
+        resources = render(CHECKOUT, target)
+        before = namespace_of_pools if "/pools/" in target else []
+        found = [finding for policy in POLICIES for finding in policy([*resources, *before])]
+        assert [str(finding) for finding in found if finding.resource.target == target] == []
+        named = {value for r in resources for field, value in r.fields if field.endswith(".image")}
+        assert named <= {images.base, images.train, images.optimize, images.edge}
 
 
 def test_pipelines_are_found_in_an_image(images: Images, docker_client: Any) -> None:
