@@ -8,13 +8,14 @@ PROFILE ?= full
 REGISTRY ?= localhost:5000
 ENGINE ?=
 TORCH_INDEX ?=
+CHECKOV_VERSION := 3.3.30
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -c constraints.txt
 
-.PHONY: help demo test check compile images e2e-containers new clean
+.PHONY: help demo test check compile images e2e-containers render check-manifests new clean
 
 help: ## Show this list
-	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 17
 
 demo: $(VENV)/.demo ## From a real model to an answer at the edge (PROFILE=smoke: a tiny model, under 2 minutes)
 	$(BIN)/python -m slmops.demo --profile $(PROFILE)
@@ -31,7 +32,7 @@ check: $(VENV)/.dev ## Format, lint, type-check, check layers, regenerate; then 
 	$(BIN)/python -m slmops.kubeflow.generate
 	@git diff --exit-code --stat || { echo 'error: the files above were not formatted or generated; commit them'; exit 1; }
 
-compile: $(VENV)/.dev ## Regenerate what is generated: component.yaml, READMEs, manifests/pipelines
+compile: $(VENV)/.dev ## Regenerate what is generated: component.yaml, READMEs, pipelines, images and device classes in manifests/
 	$(BIN)/python -m slmops.kubeflow.generate
 
 images: $(VENV)/.dev ## Build and push the images, pin their digests, recompile: make images REGISTRY=host/team
@@ -41,12 +42,29 @@ images: $(VENV)/.dev ## Build and push the images, pin their digests, recompile:
 e2e-containers: $(VENV)/.dev ## The whole pipeline in real containers; sets up Docker on a bare Debian machine (as root)
 	$(BIN)/python tools/e2e_containers.py --torch-index '$(TORCH_INDEX)'
 
+render: $(VENV)/.dev ## Show what a cluster would get: make render OVERLAY=production (or edge/pools/x86-cpu)
+	@test -n "$(OVERLAY)" || { echo 'usage: make render OVERLAY=dev|staging|production, or a folder below manifests/'; exit 2; }
+	@$(BIN)/kubectl kustomize $(or $(wildcard manifests/overlays/$(OVERLAY)),manifests/$(OVERLAY))
+
+check-manifests: $(VENV)/.dev .venv-checkov/.done ## Run checkov over everything that is applied, and over the Containerfiles
+	@rm -rf build/checkov && mkdir -p build/checkov
+	$(BIN)/python -m tests.manifests.rendering build/checkov/manifests
+	@for file in $(wildcard images/*/Containerfile); do \
+		install -D -m 0644 $$file build/checkov/$$(dirname $$file)/Dockerfile; done # the name that checkov looks for
+	.venv-checkov/bin/checkov --directory build/checkov --framework kubernetes dockerfile --skip-download --compact --quiet
+
 new: $(VENV)/.dev ## Scaffold a component: make new STEP=verb_noun CATEGORY=training
 	@test -n "$(STEP)" -a -n "$(CATEGORY)" || { echo 'usage: make new STEP=verb_noun CATEGORY=training'; exit 2; }
 	$(BIN)/slmops new $(STEP) --category $(CATEGORY)
 
 clean: ## Remove the virtual environment and everything that runs have written
-	rm -rf $(VENV) .work build dist src/*.egg-info
+	rm -rf $(VENV) .venv-checkov .work build dist src/*.egg-info
+
+# checkov pins versions that clash with ours, so it has an environment of its own.
+.venv-checkov/.done:
+	$(PYTHON) -m venv .venv-checkov
+	.venv-checkov/bin/python -m pip --disable-pip-version-check install --quiet checkov==$(CHECKOV_VERSION)
+	@touch $@
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo 'error: Python 3.11 or newer is needed; set PYTHON=/path/to/it'; exit 2; }

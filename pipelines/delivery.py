@@ -21,11 +21,11 @@ class Measured(NamedTuple):
 
 
 def measure(recipe: EdgeRecipe, who: str, *, model, variant: str, test) -> Measured:
-    """Evaluate and benchmark one model. A benchmark is never cached: it speaks of this machine, now."""
+    """Evaluate and benchmark one model."""
     evaluation = evaluate(model=model, test=test, variant=variant, **recipe.evaluate.parameters())
     evaluation.set_display_name(f"evaluate-{who}")
     figures = benchmark(model=model, prompts=test, variant=variant, **recipe.benchmark.parameters())
-    figures.set_display_name(f"benchmark-{who}").set_caching_options(False)
+    figures.set_display_name(f"benchmark-{who}")
     return Measured(evaluation, figures)
 
 
@@ -51,5 +51,4 @@ def deliver(recipe: EdgeRecipe, *, teacher: Measured, student: Measured, model, 
         candidate_benchmark=candidate.benchmark.outputs["benchmark"],
         **recipe.gate.parameters(),
     )
-    published = publish(variants=variants, verdict=judged.outputs["verdict"], store_uri=store_uri, channel=channel)
-    published.set_caching_options(False)
+    publish(variants=variants, verdict=judged.outputs["verdict"], store_uri=store_uri, channel=channel)

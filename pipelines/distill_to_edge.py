@@ -4,9 +4,11 @@ from kfp import dsl
 from kfp.dsl.graph_component import GraphComponent
 from slmops_components.data_processing.generate_responses.component import generate_responses
 from slmops_components.data_processing.prepare_data.component import prepare_data
-from slmops_components.training.distill.component import distill
-from slmops_components.training.finetune.component import finetune
+from slmops_components.training.distill.component import distill, distill_on_nodes
+from slmops_components.training.finetune.component import finetune, finetune_on_nodes
+from slmops_components.validation.preflight.component import preflight
 from slmops_pipelines.delivery import deliver, measure_full_precision
+from slmops_pipelines.placement import place_tasks
 from slmops_pipelines.recipes.distill_to_edge import Recipe
 
 
@@ -35,8 +37,15 @@ def distill_to_edge(recipe: Recipe) -> GraphComponent:
             completion_template: The assistant's turn, with column names in braces.
             system_prompt: The system turn of every conversation that has none; empty for no such turn.
         """
+        checked = preflight(
+            data_uri=data_uri,
+            base_model_uri=base_model_uri,
+            store_uri=store_uri,
+            **recipe.preflight.parameters(),
+        )
         data = prepare_data(
             source_uri=data_uri,
+            source_version=checked.outputs["data_version"],
             prompt_template=prompt_template,
             completion_template=completion_template,
             system_prompt=system_prompt,
@@ -44,15 +53,17 @@ def distill_to_edge(recipe: Recipe) -> GraphComponent:
         )
         train, validation, test = (data.outputs[split] for split in ("train", "validation", "test"))
         base = dsl.importer(artifact_uri=base_model_uri, artifact_class=dsl.Model, reimport=False)
-        base.set_display_name("import-base-model")
+        base.set_display_name("import-base-model").after(checked)
 
-        teacher = finetune(train=train, validation=validation, base=base.output, **recipe.finetune.parameters())
+        train_teacher = finetune_on_nodes if recipe.finetune.num_nodes > 1 else finetune
+        teacher = train_teacher(train=train, validation=validation, base=base.output, **recipe.finetune.parameters())
         teacher.set_display_name("finetune-teacher")
         teacher_model = teacher.outputs["model"]
         responses = generate_responses(
             prompts=train, teacher=teacher_model, **recipe.generate_responses.parameters()
         ).outputs["responses"]
-        student = distill(
+        train_student = distill_on_nodes if recipe.distill.num_nodes > 1 else distill
+        student = train_student(
             responses=responses,
             validation=validation,
             teacher=teacher_model,
@@ -70,5 +81,6 @@ def distill_to_edge(recipe: Recipe) -> GraphComponent:
             store_uri=store_uri,
             channel=channel,
         )
+        place_tasks(recipe.placement)
 
     return pipeline

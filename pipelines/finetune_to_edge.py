@@ -3,8 +3,10 @@
 from kfp import dsl
 from kfp.dsl.graph_component import GraphComponent
 from slmops_components.data_processing.prepare_data.component import prepare_data
-from slmops_components.training.finetune.component import finetune
+from slmops_components.training.finetune.component import finetune, finetune_on_nodes
+from slmops_components.validation.preflight.component import preflight
 from slmops_pipelines.delivery import deliver, measure_full_precision
+from slmops_pipelines.placement import place_tasks
 from slmops_pipelines.recipes.finetune_to_edge import Recipe
 
 
@@ -33,8 +35,15 @@ def finetune_to_edge(recipe: Recipe) -> GraphComponent:
             completion_template: The assistant's turn, with column names in braces.
             system_prompt: The system turn of every conversation that has none; empty for no such turn.
         """
+        checked = preflight(
+            data_uri=data_uri,
+            base_model_uri=base_model_uri,
+            store_uri=store_uri,
+            **recipe.preflight.parameters(),
+        )
         data = prepare_data(
             source_uri=data_uri,
+            source_version=checked.outputs["data_version"],
             prompt_template=prompt_template,
             completion_template=completion_template,
             system_prompt=system_prompt,
@@ -42,9 +51,10 @@ def finetune_to_edge(recipe: Recipe) -> GraphComponent:
         )
         train, validation, test = (data.outputs[split] for split in ("train", "validation", "test"))
         base = dsl.importer(artifact_uri=base_model_uri, artifact_class=dsl.Model, reimport=False)
-        base.set_display_name("import-base-model")
+        base.set_display_name("import-base-model").after(checked)
 
-        finetuned = finetune(train=train, validation=validation, base=base.output, **recipe.finetune.parameters())
+        train_model = finetune_on_nodes if recipe.finetune.num_nodes > 1 else finetune
+        finetuned = train_model(train=train, validation=validation, base=base.output, **recipe.finetune.parameters())
         model = finetuned.outputs["model"]
 
         measured = measure_full_precision(recipe, "finetuned", model=model, test=test)
@@ -57,5 +67,6 @@ def finetune_to_edge(recipe: Recipe) -> GraphComponent:
             store_uri=store_uri,
             channel=channel,
         )
+        place_tasks(recipe.placement)
 
     return pipeline

@@ -3,7 +3,8 @@
 from typing import Self
 
 from pydantic import model_validator
-from slmops_pipelines.recipes.sections import EdgeRecipe
+from slmops_pipelines.placement import GpuProfile, Placement
+from slmops_pipelines.recipes.sections import L4, EdgeRecipe, on
 
 from slmops.distill.config import DistillConfig
 from slmops.generate_responses.config import GenerateResponsesConfig
@@ -34,14 +35,15 @@ class Recipe(EdgeRecipe):
 
 
 def default() -> Recipe:
-    """For a base model of a few hundred million parameters and a GPU; keeps all layers."""
-    return Recipe()
+    """For a base model of a few hundred million parameters and a GPU of any kind; keeps all layers."""
+    return Recipe(placement=Placement(gpu=GpuProfile()))
 
 
 def demo() -> Recipe:
     """For SmolLM2-135M and short commands on two CPU cores: 6 of its 30 layers."""
     return default().changed(
         {
+            "placement": {"gpu": None},
             "prepare_data": {"split_by": "column", "stratify_by": "kind"},
             "finetune": {"num_epochs": 0.16, "learning_rate": 7e-4, "batch_size": 4, "max_length": 128},
             "generate_responses": {"max_rows": 2000, "max_new_tokens": 40, "batch_size": 128},
@@ -57,6 +59,35 @@ def demo() -> Recipe:
             # 200 rows leave several points of chance around 0.92, which is the demo's goal, not its condition to ship.
             "gate": {"min_accuracy_kept": 0.85},
         }
+    )
+
+
+def smollm2_distill_1xl4() -> Recipe:
+    """SmolLM2-1.7B-Instruct as the teacher, 12 of its 24 layers as the student, on one L4."""
+    return default().changed(
+        {
+            "finetune": {
+                "num_epochs": 2,
+                "learning_rate": 2e-4,
+                "batch_size": 32,
+                "micro_batch_size": 8,
+                "max_length": 2048,
+                "checkpoint_interval_s": 300,
+            },
+            "generate_responses": {"max_new_tokens": 512, "batch_size": 64},
+            "distill": {
+                "num_epochs": 3,
+                "learning_rate": 3e-4,
+                "batch_size": 64,
+                "micro_batch_size": 4,
+                "max_length": 2048,
+                "hard_label_weight": 0.1,
+                "keep_layers": [0, 2, 4, 6, 8, 10, 13, 15, 17, 19, 21, 23],
+                "checkpoint_interval_s": 300,
+            },
+            "evaluate": {"max_new_tokens": 512, "max_rows": 1000},
+        }
+        | on(L4, model_memory_gib=16)
     )
 
 

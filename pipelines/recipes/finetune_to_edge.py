@@ -1,7 +1,7 @@
 """Recipes of finetune_to_edge: each function here that returns a Recipe is one, by its name."""
 
 from slmops_pipelines.recipes import distill_to_edge
-from slmops_pipelines.recipes.sections import EdgeRecipe
+from slmops_pipelines.recipes.sections import H100, EdgeRecipe, on
 
 
 class Recipe(EdgeRecipe):
@@ -22,6 +22,30 @@ def smoke() -> Recipe:
     """For a tiny random model: it proves the plumbing and nothing else, so the gate asks for nothing."""
     smoke = distill_to_edge.smoke()
     return default().changed(_shared(smoke) | {"gate": smoke.gate.model_dump()})
+
+
+def phi4_mini_qlora_1xh100() -> Recipe:
+    """Phi-4-mini-instruct (3.8B) by QLoRA on one H100, for devices with 8 GB of memory."""
+    return default().changed(
+        {
+            "finetune": {
+                "method": "qlora",
+                "num_epochs": 2,
+                "learning_rate": 1e-4,
+                "batch_size": 64,
+                "micro_batch_size": 8,
+                "max_length": 4096,
+                "lora_rank": 32,
+                "lora_alpha": 64,
+                "lora_dropout": 0.05,
+                "checkpoint_interval_s": 600,
+            },
+            "evaluate": {"max_new_tokens": 1024, "batch_size": 32, "max_rows": 1000},
+            "benchmark": {"max_new_tokens": 256, "num_requests": 20},
+        }
+        # The whole model in float32, twice, while adapters are merged or a variant is built: 3.8e9 parameters.
+        | on(H100, model_memory_gib=40)
+    )
 
 
 def _shared(recipe: EdgeRecipe) -> dict[str, object]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -41,6 +42,11 @@ SetOption = Annotated[
         metavar="KEY=VALUE",
         help="A run-time parameter (data_uri=rows.csv) or a field of the recipe (distill.num_epochs=3); repeatable.",
     ),
+]
+HostOption = Annotated[str, typer.Option(metavar="URL", help="Address of Kubeflow Pipelines.")]
+NamespaceOption = Annotated[str, typer.Option(help="Kubernetes namespace (profile) to run in.")]
+TokenFileOption = Annotated[
+    Path | None, typer.Option(help="File with a bearer token; or set SLMOPS_KFP_TOKEN.", dir_okay=False)
 ]
 
 
@@ -124,8 +130,7 @@ def run(
     With `--runner docker` the steps run without network but to the object store, and not as root; build the images
     first, with `make images`.
 
-    The same command goes on where a killed or failed run stopped. Data behind s3:// is not watched for changes: use
-    --no-cache after one.
+    The same command goes on where a killed or failed run stopped, and repeats what a changed input concerns.
 
     Example: slmops run distill_to_edge --recipe demo --set data_uri=rows.csv --set base_model_uri=models/base
     --set store_uri=./store
@@ -151,18 +156,22 @@ def run(
 @app.command()
 def submit(
     pipeline: PipelineArgument,
-    host: Annotated[str, typer.Option(metavar="URL", help="Address of Kubeflow Pipelines.")],
-    namespace: Annotated[str, typer.Option(help="Kubernetes namespace (profile) to run in.")] = "kubeflow",
+    host: HostOption,
+    namespace: NamespaceOption = "kubeflow",
     experiment: Annotated[str, typer.Option(help="Experiment that groups runs; made if it does not exist.")] = "slmops",
     run_name: Annotated[str | None, typer.Option(help="Name of the run [default: pipeline and time].")] = None,
-    token_file: Annotated[
-        Path | None, typer.Option(help="File with a bearer token; or set SLMOPS_KFP_TOKEN.", dir_okay=False)
+    service_account: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Service account of the steps' pods [default: the server's own].")
     ] = None,
+    token_file: TokenFileOption = None,
     recipe: RecipeOption = None,
     settings: SetOption = None,
+    no_cache: Annotated[
+        bool, typer.Option("--no-cache", help="Run every step, also those done before with the same inputs.")
+    ] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Follow the run to its end.")] = False,
 ) -> None:
-    """Submit a pipeline to Kubeflow Pipelines.
+    """Submit a pipeline to Kubeflow Pipelines: upload it as a version, unless it is there already, and start a run.
 
     Example: slmops submit distill_to_edge --host https://kfp.example.com --set data_uri=s3://data/rows.parquet
     --set base_model_uri=s3://models/base --set store_uri=s3://edge/releases
@@ -174,14 +183,83 @@ def submit(
         arguments = compiled.arguments(parameters)
         compiled.check_settings(arguments)
 
+        if no_cache:
+            compiled = compiling.without_cache(compiled, Path(folder) / "without-cache.yaml")
+
+        from slmops.kubeflow.follow import Follower
         from slmops.kubeflow.submit import Server, read_token
 
         server = Server(host, namespace, read_token(token_file))
-        run_id = server.submit(compiled, arguments, experiment=experiment, run_name=run_name)
-    typer.echo(f"run: {server.url(run_id)}")
-    if wait:
-        server.wait(run_id, typer.echo)
-        typer.echo("succeeded")
+        version = server.upload(compiled)
+        run_name = run_name or f"{compiled.name} {time.strftime('%Y-%m-%d %H:%M:%S')}"
+        run_id = server.start(
+            version, arguments, experiment=experiment, run_name=run_name, service_account=service_account
+        )
+    typer.echo(f"version: {version.name}\nrun: {server.url(run_id)}")
+    if not wait:
+        return
+    follower = Follower({key: task.display_name for key, task in compiled.tasks.items()}, typer.echo)
+    try:
+        server.wait(run_id, follower)
+    except KeyboardInterrupt:
+        typer.echo(
+            f"no longer following; the run goes on. To end it: slmops cancel {run_id} --host {host} "
+            f"--namespace {namespace}",
+            err=True,
+        )
+        raise typer.Exit(INTERRUPTED) from None
+    follower.tell("succeeded")
+
+
+@app.command()
+def cancel(
+    run_id: Annotated[str, typer.Argument(metavar="RUN", help="Id of the run: the end of its address.")],
+    host: HostOption,
+    namespace: NamespaceOption = "kubeflow",
+    token_file: TokenFileOption = None,
+) -> None:
+    """End a run on Kubeflow Pipelines.
+
+    Example: slmops cancel 3f6c1d5e-1f7c-4f5b-9d0e-5f5b8f1f6a2b --host https://kfp.example.com
+    """
+    from slmops.kubeflow.submit import Server, read_token
+
+    server = Server(host, namespace, read_token(token_file))
+    server.cancel(run_id)
+    typer.echo(f"asked to end: {server.url(run_id)}")
+
+
+@app.command()
+def promote(
+    source: Annotated[str, typer.Option("--from", metavar="URI", help="Store that pipelines publish to.")],
+    destination: Annotated[str, typer.Option("--to", metavar="URI", help="Store that edge nodes read.")],
+    channels: Annotated[
+        list[str], typer.Option("--channel", metavar="NAME", help="Channel (pool of nodes) to promote; repeatable.")
+    ],
+    from_profile: Annotated[
+        str | None,
+        typer.Option(
+            envvar="SLMOPS_FROM_PROFILE", help="Profile of AWS_SHARED_CREDENTIALS_FILE for --from [default: AWS_...]."
+        ),
+    ] = None,
+    to_profile: Annotated[str | None, typer.Option(envvar="SLMOPS_TO_PROFILE", help="The same for --to.")] = None,
+) -> None:
+    """Copy the releases of channels from one store to another, verified, and point the channels there to them.
+
+    Example: slmops promote --from s3://staging/models --to s3://releases/models --channel berlin --channel paris
+    """
+    from slmops.release.promote import promote as promote_release
+    from slmops.storage import open_store
+
+    stores = open_store(source, from_profile), open_store(destination, to_profile)
+    for channel in channels:
+        result = promote_release(*stores, channel)
+        if result:
+            state = "now points to" if result.changed else "already points to"
+            typer.echo(
+                f"{channel}: {state} {result.channel.release_digest}, sequence {result.channel.sequence} "
+                f"({result.bytes_copied:,} bytes copied)"
+            )
 
 
 @app.command()

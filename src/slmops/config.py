@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from slmops.errors import ConfigError
+
+TEACHER_API_KEY = "SLMOPS_TEACHER_API_KEY"
+"""Environment variable: the key of the teacher's endpoint, if it wants one. It is never a setting: those are public."""
 
 
 class Config(BaseModel):
@@ -21,6 +24,9 @@ class Config(BaseModel):
         protected_namespaces=(),
         hide_input_in_errors=True,
     )
+
+    PLACE: ClassVar[frozenset[str]] = frozenset()
+    """Fields that say where the step runs and change nothing of its result."""
 
     @classmethod
     def create(cls, settings: Mapping[str, Any]) -> Self:

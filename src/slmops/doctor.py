@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 import slmops
+from slmops import memory
 from slmops.errors import SlmopsError
 
 MIN_MEMORY_BYTES = 4 * 1024**3
@@ -60,11 +61,8 @@ def _cores() -> Check:
 
 
 def _memory() -> Check:
-    try:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        available = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
-        free = int(available[1]) * 1024 if available else free
-    except (OSError, ValueError):
+    free = memory.free_bytes()
+    if free is None:
         return Check("warn", "memory: cannot be read on this system")
     if free < MIN_MEMORY_BYTES:
         return Check("warn", f"{_gib(free)} of memory free; close programs, or use smaller batches and models")

@@ -6,10 +6,28 @@ import os
 
 import torch
 
+from slmops.errors import ConfigError
+
 
 def pick_device() -> torch.device:
-    """The first GPU, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The GPU of this process, else the CPU.
+
+    Of several processes on a machine, which torchrun numbers in LOCAL_RANK, each has one of its own.
+
+    Raises:
+        ConfigError: there are more processes than GPUs.
+    """
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    number, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if number >= count:
+        raise ConfigError(
+            f"process {number} of this machine finds {count} GPUs; start as many processes as there are "
+            f"(torchrun --nproc-per-node={count})"
+        )
+    device = torch.device("cuda", number)
+    torch.cuda.set_device(device)
+    return device
 
 
 def pick_dtype(setting: str, device: torch.device) -> torch.dtype:

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import struct
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from slmops import __version__, artifacts
 from slmops.artifacts import SIDECAR, Sidecar
 from slmops.errors import ArtifactError, ModelError, explain_os_errors
+
+WEIGHTS = "model.safetensors"
+WEIGHTS_INDEX = "model.safetensors.index.json"
+MAX_HEADER_BYTES = 100_000_000
+"""What safetensors itself allows."""
 
 FULL_PRECISION = "full_precision"
 """Name of the variant that is the Hugging Face directory itself."""
@@ -70,16 +77,20 @@ def read_config(path: Path) -> dict[str, Any]:
 def tokenizer_digest(path: Path) -> str:
     """SHA-256 of what turns text into token ids: vocabulary, merges, added tokens, normalisation."""
     with explain_os_errors(path):
-        tokenizer = json.loads((path / "tokenizer.json").read_text(encoding="utf-8"))
-    for setting in ("padding", "truncation"):  # how a batch is made up, not what a token is
-        tokenizer.pop(setting, None)
-    return hashlib.sha256(json.dumps(tokenizer, sort_keys=True).encode()).hexdigest()
+        return digest_of_tokenizer(json.loads((path / "tokenizer.json").read_text(encoding="utf-8")))
+
+
+def digest_of_tokenizer(tokenizer: dict[str, Any]) -> str:
+    """`tokenizer_digest` of what a tokenizer.json holds."""
+    # Padding and truncation say how a batch is made up, not what a token is.
+    kept = {name: value for name, value in tokenizer.items() if name not in {"padding", "truncation"}}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
 def _check_weights(path: Path) -> None:
     """Compare each safetensors file's size with what its header says; a killed download is shorter."""
-    index = path / "model.safetensors.index.json"
-    names = ["model.safetensors"]
+    index = path / WEIGHTS_INDEX
+    names = [WEIGHTS]
     if index.is_file():
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
     for name in names:
@@ -87,12 +98,34 @@ def _check_weights(path: Path) -> None:
         if not file.is_file():
             raise ModelError(f"{path} has no {name}; convert the weights to safetensors, or copy the model again")
         with explain_os_errors(file), open(file, "rb") as weights:
-            try:
-                (header_bytes,) = struct.unpack("<Q", weights.read(8))
-                header = json.loads(weights.read(min(header_bytes, 100_000_000)))
-                data_bytes = max(entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__")
-            except (struct.error, ValueError, KeyError, TypeError):
-                raise ModelError(f"{file} has no valid safetensors header; copy the model again") from None
-        expected, found = 8 + header_bytes + data_bytes, file.stat().st_size
-        if found != expected:
-            raise ModelError(f"{file} has {found:,} bytes where its header says {expected:,}; copy the model again")
+            check_weights(str(file), file.stat().st_size, lambda start, length: _read_at(weights, start, length))
+
+
+def check_weights(name: str, size_bytes: int, read: Callable[[int, int], bytes]) -> int:
+    """The number of weights in a safetensors file, from its header alone.
+
+    Args:
+        name: What to call the file in an error.
+        size_bytes: How large it is.
+        read: Reads a number of bytes (the second argument) from an offset (the first).
+
+    Raises:
+        ModelError: it is no safetensors file, or shorter or longer than its header says.
+    """
+    try:
+        (header_bytes,) = struct.unpack("<Q", read(0, 8))
+        header = json.loads(read(8, min(header_bytes, MAX_HEADER_BYTES)))
+        header.pop("__metadata__", None)
+        data_bytes = max(entry["data_offsets"][1] for entry in header.values())
+        num_weights = sum(math.prod(entry["shape"]) for entry in header.values())
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError):
+        raise ModelError(f"{name} has no valid safetensors header; copy the model again") from None
+    expected = 8 + header_bytes + data_bytes
+    if size_bytes != expected:
+        raise ModelError(f"{name} has {size_bytes:,} bytes where its header says {expected:,}; copy the model again")
+    return int(num_weights)
+
+
+def _read_at(file: BinaryIO, start: int, length: int) -> bytes:
+    file.seek(start)
+    return file.read(length)

@@ -26,7 +26,7 @@ MAX_CONFLICTS = 5
 class S3Store(Store):
     """A bucket of any S3-compatible server; boto3 reads endpoint, region and keys from the environment."""
 
-    def __init__(self, bucket: str, prefix: str = "") -> None:
+    def __init__(self, bucket: str, prefix: str = "", profile: str | None = None) -> None:
         self.bucket = bucket
         self.prefix = f"{prefix}/" if prefix else ""
         self.uri = f"s3://{bucket}/{prefix}" if prefix else f"s3://{bucket}"
@@ -37,7 +37,7 @@ class S3Store(Store):
             retries={"mode": "standard", "total_max_attempts": 4},
         )
         try:
-            session = boto3.Session(region_name=os.environ.get("AWS_REGION"))
+            session = boto3.Session(region_name=os.environ.get("AWS_REGION"), profile_name=profile)
             self._client: S3Client = session.client("s3", config=config)
         except (exceptions.BotoCoreError, ValueError) as error:
             raise StoreError(f"{self.uri}: the S3 settings do not fit: {error}; check the AWS_... variables") from None
@@ -87,14 +87,14 @@ class S3Store(Store):
         found = self.stat(key)
         return found is not None and found.size_bytes == len(data) and self.read(key, len(data)) == data
 
-    def list(self, prefix: str) -> Iterator[str]:
+    def entries(self, prefix: str) -> Iterator[tuple[str, Stat]]:
         with self._explained(prefix):
             pages = self._client.get_paginator("list_objects_v2").paginate(
                 Bucket=self.bucket, Prefix=self.prefix + prefix
             )
             for page in pages:
                 for entry in page.get("Contents", ()):
-                    yield entry["Key"].removeprefix(self.prefix)
+                    yield entry["Key"].removeprefix(self.prefix), Stat(entry["Size"], entry["ETag"])
 
     def _put(self, key: str, data: bytes | Path, condition: dict[str, str]) -> bool:
         conflicts = 0

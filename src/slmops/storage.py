@@ -66,8 +66,12 @@ class Store(ABC):
         """Write the object if its etag still is `if_match` (None: if there is none); else False, nothing changes."""
 
     @abstractmethod
+    def entries(self, prefix: str) -> Iterator[tuple[str, Stat]]:
+        """Keys that begin with `prefix`, in order, each with what `stat` says of it."""
+
     def list(self, prefix: str) -> Iterator[str]:
         """Keys that begin with `prefix`, in order."""
+        return (key for key, _ in self.entries(prefix))
 
     def probe(self) -> None:
         """Check that conditional writes are kept, with one small object that stays in the store.
@@ -92,8 +96,11 @@ class Store(ABC):
         )
 
 
-def open_store(uri: str) -> Store:
-    """The store at `s3://bucket/prefix` or in a local folder. S3's endpoint and keys come from the environment.
+def open_store(uri: str, profile: str | None = None) -> Store:
+    """The store at `s3://bucket/prefix` or in a local folder.
+
+    S3's endpoint and keys come from the environment, or from `profile` of the files that AWS_CONFIG_FILE and
+    AWS_SHARED_CREDENTIALS_FILE name.
 
     Raises:
         StoreError: the URI is neither, or S3 has no credentials.
@@ -104,7 +111,7 @@ def open_store(uri: str) -> Store:
             raise StoreError("the store's URI has no plain bucket name; write s3://bucket or s3://bucket/prefix")
         from slmops.s3 import S3Store  # loads boto3, which takes a while
 
-        return S3Store(parts.netloc, parts.path.strip("/"))
+        return S3Store(parts.netloc, parts.path.strip("/"), profile)
     if "://" in uri:
         scheme = uri.partition("://")[0]
         raise StoreError(f"a store is s3://bucket/prefix or a local folder, found {scheme}://; use one of the two")
@@ -115,17 +122,26 @@ def fetch(uri: str, directory: Path) -> Path:
     """A local path for one file: `uri` itself if it is a path, else a copy of s3://bucket/key in `directory`."""
     if "://" not in uri:
         return Path(uri)
-    bucket, _, key = uri.removeprefix("s3://").partition("/")
-    if not uri.startswith("s3://") or not bucket or not key or key.endswith("/"):
-        raise StoreError(f"a file is s3://bucket/key or a local path, found {uri!r:.100}; use one of the two")
-    path = directory / PurePosixPath(key).name
+    path = directory / PurePosixPath(bucket_and_key(uri)[1]).name
     download(uri, path)
     return path
 
 
+def bucket_and_key(uri: str) -> tuple[str, str]:
+    """The two parts of s3://bucket/key.
+
+    Raises:
+        StoreError: it is no such URI.
+    """
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    if not uri.startswith("s3://") or not bucket or not key or key.endswith("/"):
+        raise StoreError(f"a file is s3://bucket/key or a local path, found {uri!r:.100}; use one of the two")
+    return bucket, key
+
+
 def download(uri: str, path: Path) -> None:
     """Copy the single file at s3://bucket/key to `path`, whole or not at all."""
-    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    bucket, key = bucket_and_key(uri)
     store = open_store(f"s3://{bucket}")
     found = store.stat(key)
     if found is None:
@@ -183,11 +199,11 @@ class LocalStore(Store):
     def replace(self, key: str, data: bytes, if_match: str | None) -> bool:
         return self._write(key, data, if_match)
 
-    def list(self, prefix: str) -> Iterator[str]:
+    def entries(self, prefix: str) -> Iterator[tuple[str, Stat]]:
         for path in sorted(self.root.rglob("*")):
             key = path.relative_to(self.root).as_posix()
-            if key.startswith(prefix) and not key.startswith(".") and path.is_file():
-                yield key
+            if key.startswith(prefix) and not key.startswith(".") and path.is_file() and (found := self.stat(key)):
+                yield key, found
 
     def probe(self) -> None:
         super().probe()

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from kfp.compiler import Compiler
 from kfp.components import load_component_from_file
+from kfp.dsl import OutputPath, TaskConfig
 
 from slmops.kubeflow.components import ComponentFolder, component_folders
 from slmops.kubeflow.generate import component_readme
@@ -31,7 +32,7 @@ def test_all_steps_are_found() -> None:
 @every_component
 def test_parameters_are_the_fields_of_the_config(folder: ComponentFolder) -> None:
     signature = inspect.signature(folder.load().python_func).parameters.values()
-    scalars = [p for p in signature if not _is_artifact(p.annotation)]
+    scalars = [p for p in signature if not _is_wired(p.annotation)]
     fields = folder.config().model_fields
 
     assert [p.name for p in scalars] == list(fields), "same names, same order"
@@ -44,8 +45,8 @@ def test_parameters_are_the_fields_of_the_config(folder: ComponentFolder) -> Non
 
 
 @every_component
-def test_artifacts_come_before_parameters(folder: ComponentFolder) -> None:
-    kinds = [_is_artifact(p.annotation) for p in inspect.signature(folder.load().python_func).parameters.values()]
+def test_what_is_wired_comes_before_parameters(folder: ComponentFolder) -> None:
+    kinds = [_is_wired(p.annotation) for p in inspect.signature(folder.load().python_func).parameters.values()]
     assert kinds == sorted(kinds, reverse=True)
 
 
@@ -100,8 +101,13 @@ def test_metadata_says_where_it_runs(folder: ComponentFolder) -> None:
     assert folder.metadata["stability"] in {"alpha", "beta", "stable"}
 
 
-def _is_artifact(annotation: object) -> bool:
-    return typing.get_origin(annotation) is typing.Annotated
+def _is_wired(annotation: object) -> bool:
+    """Whether the pipeline or KFP fills in an argument: an artifact, an output parameter, the settings of the pod."""
+    return (
+        typing.get_origin(annotation) is typing.Annotated
+        or isinstance(annotation, OutputPath)
+        or annotation is TaskConfig
+    )
 
 
 def _plain(annotation: typing.Any) -> typing.Any:

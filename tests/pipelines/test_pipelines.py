@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from slmops.errors import ConfigError
 from slmops.kubeflow import registry
@@ -15,7 +17,13 @@ from slmops.kubeflow.generate import checkout, command_page, components_page, wr
 from slmops.kubeflow.recipe import Recipe
 
 RECIPES = [(name, recipe) for name in registry.names() for recipe in sorted(registry.find(name).recipes)]
-REQUIRED = {"data_uri": "rows.csv", "base_model_uri": "base", "store_uri": "./store"}
+COMPILED, MANIFESTS = checkout() / "pipelines" / "compiled", checkout() / "manifests" / "pipelines"
+REQUIRED = {
+    "data_uri": "rows.csv",
+    "base_model_uri": "base",
+    "store_uri": "./store",
+    "endpoint_url": "https://teacher/v1",
+}
 
 
 def _compiled(tmp_path: Path, pipeline: str, recipe: str = "default", *settings: str) -> Compiled:
@@ -27,19 +35,35 @@ def test_every_recipe_compiles_to_settings_that_its_steps_take(tmp_path: Path, p
     compiled = _compiled(tmp_path, pipeline, recipe)
     assert len(compiled.parameters) <= 8
     assert all(parameter.get("description") for parameter in compiled.parameters.values())
-    compiled.check_settings(compiled.arguments(REQUIRED))
+    required = {name: REQUIRED[name] for name, p in compiled.parameters.items() if "defaultValue" not in p}
+    compiled.check_settings(compiled.arguments(required))
 
 
 def test_generated_files_are_up_to_date(tmp_path: Path) -> None:
     root = checkout()
-    page = write_pipelines(tmp_path)
-    for name in registry.names():
-        stored = root / "manifests" / "pipelines" / f"{name}.yaml"
-        assert stored.read_text() == (tmp_path / f"{name}.yaml").read_text(), "run `make compile`"
+    page = write_pipelines(tmp_path, tmp_path / "manifests")
+    for written, stored in ((tmp_path, COMPILED), (tmp_path / "manifests", MANIFESTS)):
+        files = sorted(path.name for path in stored.glob("*.yaml"))
+        assert files == sorted(path.name for path in written.glob("*.yaml")), "run `make compile`"
+        for name in files:
+            assert (stored / name).read_text() == (written / name).read_text(), "run `make compile`"
     reference = root / "docs" / "reference"
     assert (reference / "pipelines.md").read_text() == page, "run `make compile`"
     assert (reference / "components.md").read_text() == components_page(component_folders()), "run `make compile`"
     assert (reference / "command.md").read_text() == command_page(), "run `make compile`"
+
+
+@pytest.mark.parametrize("name", registry.names())
+def test_the_version_of_a_manifest_is_its_content(name: str) -> None:
+    pipeline, version = yaml.safe_load_all((MANIFESTS / f"{name}.yaml").read_text())
+    compiled = Compiled(COMPILED / f"{name}.yaml")
+    spec, platform = yaml.safe_load_all(compiled.path.read_text())
+    digest = hashlib.sha256(compiled.path.read_bytes()).hexdigest()[:12]
+    assert (pipeline["kind"], pipeline["metadata"]["name"]) == ("Pipeline", compiled.name)
+    assert (version["kind"], version["metadata"]["name"]) == ("PipelineVersion", f"{compiled.name}-{digest}")
+    assert version["spec"]["pipelineName"] == compiled.name
+    assert version["spec"]["pipelineSpec"] == spec
+    assert version["spec"]["platformSpec"] == platform
 
 
 def test_compiling_twice_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -51,6 +75,7 @@ def test_what_distill_to_edge_runs(tmp_path: Path) -> None:
     compiled = _compiled(tmp_path, "distill_to_edge")
     tasks = {task.display_name: task for task in compiled.tasks.values()}
     assert tasks.keys() == {
+        "preflight",
         "prepare-data",
         "import-base-model",
         "finetune-teacher",
@@ -62,6 +87,7 @@ def test_what_distill_to_edge_runs(tmp_path: Path) -> None:
         "publish",
     }
     assert {n for n, t in tasks.items() if not t.cached} == {
+        "preflight",
         "benchmark-teacher",
         "benchmark-student",
         "benchmark-candidate",
@@ -133,7 +159,8 @@ def test_a_recipe_is_not_changed_in_place() -> None:
 
 def test_a_misspelt_address_is_found_before_anything_runs(tmp_path: Path) -> None:
     compiled = _compiled(tmp_path, "distill_to_edge")
-    arguments = compiled.arguments(REQUIRED | {"store_uri": "s3:/bucket", "channel": "No_Such"})
+    wrong = {"data_uri": "rows.csv", "base_model_uri": "base", "store_uri": "s3:/bucket", "channel": "No_Such"}
+    arguments = compiled.arguments(wrong)
     with pytest.raises(ConfigError) as error:
         compiled.check_settings(arguments)
     assert "store_uri" in str(error.value)

@@ -52,7 +52,7 @@ def test_the_wheel_is_what_runs(unpacked: Path) -> None:
 
 @pytest.mark.parametrize("pipeline", registry.names())
 def test_it_compiles_to_the_same_bytes_as_a_checkout(unpacked: Path, pipeline: str) -> None:
-    stored = checkout() / "manifests" / "pipelines" / f"{pipeline}.yaml"
+    stored = checkout() / "pipelines" / "compiled" / f"{pipeline}.yaml"
     from_wheel(unpacked, "-m", "slmops.cli", "compile", pipeline, "--output", f"{pipeline}.yaml")
     assert (unpacked.parent / f"{pipeline}.yaml").read_bytes() == stored.read_bytes()
     assert (unpacked / "slmops_pipelines" / "compiled" / f"{pipeline}.yaml").read_bytes() == stored.read_bytes()

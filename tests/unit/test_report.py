@@ -340,6 +340,31 @@ def test_the_lineage_picture_has_every_artifact_once_and_no_boxes_that_overlap(p
         assert 0 <= box.y <= picture.height - box.height
 
 
+def test_a_teacher_that_answers_as_the_rows_do_is_drawn_behind_them() -> None:
+    """Its responses have the bytes of the training rows, and so their digest."""
+
+    def made(number: int, kind: artifacts.Kind, digest: str, *parents: str) -> lineage.Artifact:
+        created_at = datetime(2026, 1, 1, 0, number, tzinfo=UTC)
+        summary = artifacts.Summary(
+            kind=kind, digest=digest * 64, step=kind, created_at=created_at, duration_s=1, slmops_version="1",
+            parents=tuple(parent * 64 for parent in parents),
+        )  # fmt: skip
+        return lineage.Artifact(kind, "", summary)
+
+    picture = lineage.draw(
+        [
+            made(0, "chat_dataset", "a"),
+            made(1, "responses", "a", "a"),
+            made(2, "hf_model", "b", "a"),
+            made(3, "variants", "c", "b"),
+        ]
+    )
+    assert [box.artifacts[0].name for box in sorted(picture.boxes, key=lambda box: box.x)] == [
+        "chat_dataset", "responses", "hf_model", "variants",
+    ]  # fmt: skip
+    assert len(picture.paths) == 3
+
+
 def test_loss_curves_of_both_trainings_are_drawn(make_report: Make) -> None:
     page = make_report()
     assert 'aria-label="Teacher, finetune: 47 steps; training loss' in page

@@ -12,8 +12,11 @@ from slmops.generate_responses.config import GenerateResponsesConfig
 @documented(GenerateResponsesConfig)
 def generate_responses(
     prompts: Input[Dataset],
-    teacher: Input[Model],
     responses: Output[Dataset],
+    teacher: Input[Model] = None,
+    teacher_kind: str = "model",
+    endpoint_url: str = "http://localhost:8000/v1",
+    endpoint_model: str = "default",
     max_rows: int = 1_000_000,
     max_new_tokens: int = 256,
     decoding: str = "greedy",
@@ -29,19 +32,19 @@ def generate_responses(
 
     Args:
         prompts: Chat records; their last turn is not shown to the teacher.
-        teacher: The model that answers, a Hugging Face directory.
+        teacher: The model that answers, a Hugging Face directory; none with an endpoint.
         responses: The teacher's answers, and its distribution over tokens if asked for.
     """
     from pathlib import Path
 
     from slmops.generate_responses import config, run
-    from slmops.step import step
+    from slmops.step import path_of, step
 
     with step("generate_responses"):
         sidecar = run.run(
             config.GenerateResponsesConfig.pick(locals()),
             prompts=Path(prompts.path),
-            teacher=Path(teacher.path),
+            teacher=path_of(teacher),
             responses=Path(responses.path),
         )
         responses.metadata.update(sidecar.metadata())

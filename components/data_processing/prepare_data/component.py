@@ -16,6 +16,7 @@ def prepare_data(
     test: Output[Dataset],
     report: Output[HTML],
     source_uri: str,
+    source_version: str = "unknown",
     layout: str = "auto",
     prompt_template: str = "{prompt}",
     completion_template: str = "{completion}",

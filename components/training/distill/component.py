@@ -4,6 +4,7 @@ import slmops_images as images
 from kfp import dsl
 from kfp.dsl import Dataset, Input, Metrics, Model, Output
 from slmops_components.documented import documented
+from slmops_components.training.forwarded import FORWARDED
 
 from slmops.distill.config import DistillConfig
 
@@ -17,6 +18,7 @@ def distill(
     student: Input[Model],
     model: Output[Model],
     metrics: Output[Metrics],
+    task_config: dsl.TaskConfig,
     num_epochs: float = 1.0,
     learning_rate: float = 0.0002,
     warmup_fraction: float = 0.05,
@@ -28,6 +30,10 @@ def distill(
     checkpoint_interval_s: float = 30.0,
     dtype: str = "auto",
     seed: int = 0,
+    num_nodes: int = 1,
+    training_runtime: str = "slmops-torch",
+    queue_name: str = "slmops-gpu",
+    pending_timeout_s: float = 86400.0,
     objective: str = "logits",
     teacher_logits: str = "cached",
     temperature: float = 1.0,
@@ -43,15 +49,19 @@ def distill(
         student: The model to start from, a Hugging Face directory.
         model: The trained student.
         metrics: Steps, tokens and speed of the training.
+        task_config: Filled in by KFP for `distill_on_nodes`, the same component for several nodes; never given.
     """
     from pathlib import Path
 
-    from slmops.distill import config, run
+    from slmops.distill.config import DistillConfig
+    from slmops.kubeflow import nodes
     from slmops.step import step
 
     with step("distill"):
-        sidecar = run.run(
-            config.DistillConfig.pick(locals()),
+        sidecar = nodes.train(
+            "distill",
+            DistillConfig.pick(locals()),
+            task_config=task_config,
             responses=Path(responses.path),
             validation=Path(validation.path),
             teacher=Path(teacher.path),
@@ -60,3 +70,8 @@ def distill(
         )
         model.metadata.update(sidecar.metadata())
         metrics.metadata.update(sidecar.write_metrics(Path(metrics.path)))
+
+
+distill_on_nodes = dsl.component(
+    distill.python_func, base_image=images.TRAIN, install_kfp_package=False, task_config_passthroughs=FORWARDED
+)

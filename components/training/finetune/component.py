@@ -4,6 +4,7 @@ import slmops_images as images
 from kfp import dsl
 from kfp.dsl import Dataset, Input, Metrics, Model, Output
 from slmops_components.documented import documented
+from slmops_components.training.forwarded import FORWARDED
 
 from slmops.finetune.config import FinetuneConfig
 
@@ -16,6 +17,7 @@ def finetune(
     base: Input[Model],
     model: Output[Model],
     metrics: Output[Metrics],
+    task_config: dsl.TaskConfig,
     num_epochs: float = 1.0,
     learning_rate: float = 0.0002,
     warmup_fraction: float = 0.05,
@@ -27,6 +29,10 @@ def finetune(
     checkpoint_interval_s: float = 30.0,
     dtype: str = "auto",
     seed: int = 0,
+    num_nodes: int = 1,
+    training_runtime: str = "slmops-torch",
+    queue_name: str = "slmops-gpu",
+    pending_timeout_s: float = 86400.0,
     method: str = "lora",
     lora_rank: int = 16,
     lora_alpha: int = 32,
@@ -40,15 +46,19 @@ def finetune(
         base: The model to start from, a Hugging Face directory.
         model: The fine-tuned model, adapters merged.
         metrics: Steps, tokens and speed of the training.
+        task_config: Filled in by KFP for `finetune_on_nodes`, the same component for several nodes; never given.
     """
     from pathlib import Path
 
-    from slmops.finetune import config, run
+    from slmops.finetune.config import FinetuneConfig
+    from slmops.kubeflow import nodes
     from slmops.step import step
 
     with step("finetune"):
-        sidecar = run.run(
-            config.FinetuneConfig.pick(locals()),
+        sidecar = nodes.train(
+            "finetune",
+            FinetuneConfig.pick(locals()),
+            task_config=task_config,
             train=Path(train.path),
             validation=Path(validation.path),
             base=Path(base.path),
@@ -56,3 +66,8 @@ def finetune(
         )
         model.metadata.update(sidecar.metadata())
         metrics.metadata.update(sidecar.write_metrics(Path(metrics.path)))
+
+
+finetune_on_nodes = dsl.component(
+    finetune.python_func, base_image=images.TRAIN, install_kfp_package=False, task_config_passthroughs=FORWARDED
+)

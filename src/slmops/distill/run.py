@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from slmops import artifacts, hardware, models, torch_models
 from slmops.artifacts import Sidecar
@@ -39,6 +40,39 @@ def run(
         ModelError: student and teacher have different tokenizers, or the student cannot be trained.
         DataError: no row is short enough.
     """
+    parents = _open(config, responses, validation, teacher, student)
+    unfinished = work_dir(STEP, config, parents, model)
+    with artifacts.writing(model, kind="hf_model", step=STEP, config=config, parents=parents) as draft:
+        trained = _train(config, responses, validation, teacher, student, unfinished)
+        stored_dtype = torch_models.stored_dtype(student)
+        torch_models.save_model(torch_models.cast(trained.model, stored_dtype), trained.tokenizer, draft.path)
+        draft.facts |= trained.curves.facts() | trained.ran_on
+        draft.facts |= {
+            "objective": config.objective,
+            "num_parameters": torch_models.num_parameters(trained.model),
+            "tokenizer_digest": models.tokenizer_digest(draft.path),
+        }
+    shutil.rmtree(unfinished)
+    return draft.sidecar
+
+
+def take_part(
+    config: DistillConfig, *, responses: Path, validation: Path, teacher: Path, student: Path, model: Path
+) -> None:
+    """What the processes of a training but the first do: compute their share of `run`, and write nothing."""
+    parents = _open(config, responses, validation, teacher, student)
+    _train(config, responses, validation, teacher, student, work_dir(STEP, config, parents, model))
+
+
+@dataclass
+class _Trained:
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    curves: loop.Curves
+    ran_on: dict[str, object]
+
+
+def _open(config: DistillConfig, responses: Path, validation: Path, teacher: Path, student: Path) -> list[Sidecar]:
     parents = [
         artifacts.expect(responses, "responses"),
         artifacts.expect(validation, "chat_dataset"),
@@ -47,47 +81,42 @@ def run(
     ]
     if config.objective == "logits":
         check_logits_fit(config, parents[0], teacher, student)
-    unfinished = work_dir(STEP, config, parents, model)
-    with artifacts.writing(model, kind="hf_model", step=STEP, config=config, parents=parents) as draft:
-        hardware.use_huge_pages()
-        hardware.use_all_cores()
-        torch.manual_seed(config.seed)
-        device = hardware.pick_device()
-        dtype = hardware.pick_dtype(config.dtype, device)
-        tokenizer = torch_models.load_tokenizer(student)
-        records = read_records(responses)
-        rows = encode_rows(tokenizer, records, config.max_length, last_turn_only=True)
-        validation_rows = encode_rows(tokenizer, read_records(validation), config.max_length, last_turn_only=True)
-        learner = torch_models.load_model(student, dtype=torch.float32, device=device)
-        keep_layers(learner, config.keep_layers)
-        log.info(
-            "%s parameters learn from the %s of %d rows on %s",
-            f"{torch_models.num_parameters(learner):,}",
-            config.objective,
-            len(rows),
-            hardware.describe(device, dtype),
-        )
-        task = loop.Task(
-            model=learner,
-            loss=_make_loss(config, responses, len(records), teacher, dtype, device),
-            rows=rows,
-            validation_rows=validation_rows,
-            config=config,
-            compute_dtype=dtype,
-            pad_token_id=tokenizer.pad_token_id,
-            work_dir=unfinished,
-        )
-        curves = loop.train(task, STEP)
-        torch_models.save_model(torch_models.cast(learner, torch_models.stored_dtype(student)), tokenizer, draft.path)
-        draft.facts |= curves.facts() | {
-            "objective": config.objective,
-            "num_parameters": torch_models.num_parameters(learner),
-            "device": device.type,
-            "dtype": str(dtype).removeprefix("torch."),
-            "tokenizer_digest": models.tokenizer_digest(draft.path),
-        }
-    shutil.rmtree(unfinished)
-    return draft.sidecar
+    return parents
+
+
+def _train(
+    config: DistillConfig, responses: Path, validation: Path, teacher: Path, student: Path, unfinished: Path
+) -> _Trained:
+    hardware.use_huge_pages()
+    hardware.use_all_cores()
+    torch.manual_seed(config.seed)
+    device = hardware.pick_device()
+    dtype = hardware.pick_dtype(config.dtype, device)
+    tokenizer = torch_models.load_tokenizer(student)
+    records = read_records(responses)
+    rows = encode_rows(tokenizer, records, config.max_length, last_turn_only=True)
+    validation_rows = encode_rows(tokenizer, read_records(validation), config.max_length, last_turn_only=True)
+    learner = torch_models.load_model(student, dtype=torch.float32, device=device)
+    keep_layers(learner, config.keep_layers)
+    log.info(
+        "%s parameters learn from the %s of %d rows on %s",
+        f"{torch_models.num_parameters(learner):,}",
+        config.objective,
+        len(rows),
+        hardware.describe(device, dtype),
+    )
+    task = loop.Task(
+        model=learner,
+        loss=_make_loss(config, responses, len(records), teacher, dtype, device),
+        rows=rows,
+        validation_rows=validation_rows,
+        config=config,
+        compute_dtype=dtype,
+        pad_token_id=tokenizer.pad_token_id,
+        work_dir=unfinished,
+    )
+    curves = loop.train(task, STEP)
+    return _Trained(learner, tokenizer, curves, loop.where(device, dtype))
 
 
 def check_logits_fit(config: DistillConfig, responses: Sidecar, teacher: Path, student: Path) -> None:

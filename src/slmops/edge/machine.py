@@ -7,6 +7,7 @@ import platform
 from dataclasses import dataclass
 from importlib import metadata
 
+from slmops import memory
 from slmops.release.format import Requirements
 
 _ARCHITECTURES = {"amd64": "x86_64", "arm64": "aarch64"}
@@ -43,17 +44,8 @@ def this_machine() -> Machine:
         runtime_version = metadata.version("onnxruntime-genai")
     except metadata.PackageNotFoundError:
         runtime_version = None
-    ram_bytes = min(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), _cgroup_limit_bytes())
+    ram_bytes = min(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), memory.limit_bytes())
     return Machine(_ARCHITECTURES.get(name, name), runtime_version, ram_bytes)
-
-
-def _cgroup_limit_bytes() -> int:
-    """The memory limit of the container that this process is in (cgroup v2), or a number above any machine's."""
-    try:
-        with open("/sys/fs/cgroup/memory.max") as file:
-            return int(file.read())
-    except (OSError, ValueError):
-        return 1 << 62
 
 
 def _parts(version: str) -> tuple[int, ...]:

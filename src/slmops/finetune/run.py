@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import BitsAndBytesConfig, PreTrainedModel
+from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from slmops import artifacts, hardware, models, torch_models
 from slmops.artifacts import Sidecar
@@ -24,7 +25,7 @@ STEP = "finetune"
 
 
 def run(config: FinetuneConfig, *, train: Path, validation: Path, base: Path, model: Path) -> Sidecar:
-    """Fine-tune `base` on the rows of `train`, and write the whole model, adapters merged, to `model`.
+    """Fine-tune `base` on chat records or a teacher's responses, and write it whole, adapters merged, to `model`.
 
     A killed run goes on from its last checkpoint when it is started again with the same settings and inputs.
 
@@ -33,46 +34,70 @@ def run(config: FinetuneConfig, *, train: Path, validation: Path, base: Path, mo
         ModelError: the base cannot be trained: unknown architecture, no chat template, a loss that is not finite.
         DataError: no row is short enough.
     """
-    parents = [
-        artifacts.expect(train, "chat_dataset"),
-        artifacts.expect(validation, "chat_dataset"),
-        models.open_model(base),
-    ]
+    parents = _open(train, validation, base)
     unfinished = work_dir(STEP, config, parents, model)
     with artifacts.writing(model, kind="hf_model", step=STEP, config=config, parents=parents) as draft:
-        hardware.use_huge_pages()
-        hardware.use_all_cores()
-        torch.manual_seed(config.seed)
-        device = hardware.pick_device()
-        dtype = hardware.pick_dtype(config.dtype, device)
-        tokenizer = torch_models.load_tokenizer(base)
-        rows = encode_rows(tokenizer, read_records(train), config.max_length)
-        validation_rows = encode_rows(tokenizer, read_records(validation), config.max_length)
-        trainable = _load_base(base, config, dtype, device)
-        adapted = _add_adapters(trainable, config) if config.method != "full" else None
-        log.info("%s of %d rows on %s", config.method, len(rows), hardware.describe(device, dtype))
-        task = loop.Task(
-            model=trainable,
-            loss=_loss,
-            rows=rows,
-            validation_rows=validation_rows,
-            config=config,
-            compute_dtype=dtype,
-            pad_token_id=tokenizer.pad_token_id,
-            work_dir=unfinished,
-        )
-        curves = loop.train(task, STEP)
-        result = _merge(adapted, base, unfinished) if adapted else trainable
-        torch_models.save_model(result, tokenizer, draft.path)
-        draft.facts |= curves.facts() | {
+        trained = _train(config, train, validation, base, unfinished)
+        result = _merge(trained.adapted, base, unfinished) if trained.adapted else trained.model
+        torch_models.save_model(result, trained.tokenizer, draft.path)
+        draft.facts |= trained.curves.facts() | trained.ran_on
+        draft.facts |= {
             "method": config.method,
             "num_parameters": torch_models.num_parameters(result),
-            "device": device.type,
-            "dtype": str(dtype).removeprefix("torch."),
             "tokenizer_digest": models.tokenizer_digest(draft.path),
         }
     shutil.rmtree(unfinished)
     return draft.sidecar
+
+
+def take_part(config: FinetuneConfig, *, train: Path, validation: Path, base: Path, model: Path) -> None:
+    """What the processes of a training but the first do: compute their share of `run`, and write nothing."""
+    _train(config, train, validation, base, work_dir(STEP, config, _open(train, validation, base), model))
+
+
+@dataclass
+class _Trained:
+    model: PreTrainedModel
+    adapted: PeftModel | None
+    tokenizer: PreTrainedTokenizerBase
+    curves: loop.Curves
+    ran_on: dict[str, object]
+
+
+def _open(train: Path, validation: Path, base: Path) -> list[Sidecar]:
+    return [
+        artifacts.expect(train, "chat_dataset", "responses"),
+        artifacts.expect(validation, "chat_dataset"),
+        models.open_model(base),
+    ]
+
+
+def _train(config: FinetuneConfig, train: Path, validation: Path, base: Path, unfinished: Path) -> _Trained:
+    hardware.use_huge_pages()
+    hardware.use_all_cores()
+    torch.manual_seed(config.seed)
+    device = hardware.pick_device()
+    dtype = hardware.pick_dtype(config.dtype, device)
+    tokenizer = torch_models.load_tokenizer(base)
+    # Of a teacher's responses only the last turn is the teacher's.
+    last_turn_only = artifacts.read(train).kind == "responses"
+    rows = encode_rows(tokenizer, read_records(train), config.max_length, last_turn_only=last_turn_only)
+    validation_rows = encode_rows(tokenizer, read_records(validation), config.max_length)
+    trainable = _load_base(base, config, dtype, device)
+    adapted = _add_adapters(trainable, config) if config.method != "full" else None
+    log.info("%s of %d rows on %s", config.method, len(rows), hardware.describe(device, dtype))
+    task = loop.Task(
+        model=trainable,
+        loss=_loss,
+        rows=rows,
+        validation_rows=validation_rows,
+        config=config,
+        compute_dtype=dtype,
+        pad_token_id=tokenizer.pad_token_id,
+        work_dir=unfinished,
+    )
+    curves = loop.train(task, STEP)
+    return _Trained(trainable, adapted, tokenizer, curves, loop.where(device, dtype))
 
 
 def _loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:

@@ -132,26 +132,37 @@ def _about(summary: Summary) -> str:
 
 def _stacked(artifacts: Sequence[Artifact]) -> list[_Node]:
     """One node per set of artifacts that have the same parents and the same children, connected, in layers."""
-    known = {artifact.summary.digest for artifact in artifacts}
-    children: dict[str, set[str]] = {digest: set() for digest in known}
-    for artifact in artifacts:
-        for digest in known.intersection(artifact.summary.parents):
-            children[digest].add(artifact.summary.digest)
-    stacks: dict[object, list[Artifact]] = {}
-    for artifact in artifacts:
-        summary = artifact.summary
-        parents = frozenset(known.intersection(summary.parents))
-        alone = None if parents else summary.digest
-        stacks.setdefault((parents, frozenset(children[summary.digest]), alone), []).append(artifact)
-    nodes = {id(stack): _Node(stack, 0) for stack in stacks.values()}
-    node_of = {artifact.summary.digest: nodes[id(stack)] for stack in stacks.values() for artifact in stack}
-    for node in nodes.values():
-        parents_of = {digest for artifact in node.artifacts for digest in artifact.summary.parents if digest in known}
-        node.parents = list({id(node_of[digest]): node_of[digest] for digest in sorted(parents_of)}.values())
-        for parent in node.parents:
-            parent.children.append(node)
-    _assign_layers(list(nodes.values()))
-    return list(nodes.values())
+    parents = _parents(artifacts)
+    children: list[set[int]] = [set() for _ in artifacts]
+    for number, of in enumerate(parents):
+        for parent in of:
+            children[parent].add(number)
+    stacks: dict[object, list[int]] = {}
+    for number, of in enumerate(parents):
+        alone = None if of else number
+        stacks.setdefault((frozenset(of), frozenset(children[number]), alone), []).append(number)
+    nodes = [_Node([artifacts[number] for number in stack], 0) for stack in stacks.values()]
+    node_of = {number: node for node, stack in zip(nodes, stacks.values(), strict=True) for number in stack}
+    for node, stack in zip(nodes, stacks.values(), strict=True):
+        node.parents = list({id(node_of[p]): node_of[p] for p in parents[stack[0]]}.values())
+        for before in node.parents:
+            before.children.append(node)
+    _assign_layers(nodes)
+    return nodes
+
+
+def _parents(artifacts: Sequence[Artifact]) -> list[list[int]]:
+    """The places of each one's parents in `artifacts`, oldest first.
+
+    Two artifacts can have the same bytes, and so the same digest: a teacher that answers each prompt as the training
+    rows do writes these rows again. A digest means the youngest artifact with it that is older than its child.
+    """
+    found: dict[str, int] = {}
+    parents = []
+    for number, artifact in enumerate(artifacts):
+        parents.append(sorted({found[digest] for digest in artifact.summary.parents if digest in found}))
+        found[artifact.summary.digest] = number
+    return parents
 
 
 def _assign_layers(nodes: Sequence[_Node]) -> None:

@@ -16,7 +16,8 @@ from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, 
 from slmops import artifacts, hardware, models, torch_models
 from slmops.artifacts import Draft, Sidecar
 from slmops.cached_logits import CachedLogits
-from slmops.errors import DataError
+from slmops.errors import ConfigError
+from slmops.generate_responses import endpoint
 from slmops.generate_responses.config import GenerateResponsesConfig
 from slmops.progress import Progress, log
 from slmops.records import ROWS, ChatRecord, Message, read_records, write_jsonl
@@ -26,8 +27,10 @@ from slmops.training.batches import encode, encode_row, pad_left
 STEP = "generate_responses"
 
 
-def run(config: GenerateResponsesConfig, *, prompts: Path, teacher: Path, responses: Path) -> Sidecar:
-    """Answer each prompt once. Finished batches survive a kill, and are not asked again.
+def run(config: GenerateResponsesConfig, *, prompts: Path, teacher: Path | None, responses: Path) -> Sidecar:
+    """Answer each prompt once, by the model in `teacher` or by the endpoint of `config`.
+
+    Finished answers survive a kill, and are not asked again.
 
     Answers that are cut off by `max_new_tokens`, and those whose text does not turn into the same tokens again, are
     left out and counted: a student could not learn from them what the teacher meant.
@@ -36,7 +39,13 @@ def run(config: GenerateResponsesConfig, *, prompts: Path, teacher: Path, respon
         ArtifactError: an input is missing or half-written.
         ModelError: the teacher cannot be loaded.
         DataError: no answer is left.
+        ConfigError: there is neither a teacher nor an endpoint.
+        UserError, TransientError: the endpoint refuses, or does not answer.
     """
+    if config.teacher_kind == "endpoint":
+        return endpoint.run(config, prompts=prompts, responses=responses)
+    if teacher is None:
+        raise ConfigError("teacher_kind=model needs a teacher; give one, or use teacher_kind=endpoint")
     parents = [artifacts.expect(prompts, "chat_dataset"), models.open_model(teacher)]
     unfinished = work_dir(STEP, config, parents, responses)
     with artifacts.writing(responses, kind="responses", step=STEP, config=config, parents=parents) as draft:
@@ -210,11 +219,7 @@ def _write(
     if dropped := {name: count for name, count in counts.items() if count}:
         log.info("%d of %d answers left out: %s", len(records) - len(rows), len(records), dropped)
     if not rows:
-        reasons = ", ".join(f"{name} {count}" for name, count in counts.items())
-        raise DataError(
-            f"the teacher gave no usable answer to {len(records)} prompts ({reasons}); raise max_new_tokens, or "
-            "fine-tune the teacher first"
-        )
+        raise endpoint.no_usable_answer(len(records), counts)
     write_jsonl(draft.path / ROWS, rows)
     draft.facts |= {"num_rows": len(rows), **counts}
     if config.logits_top_k:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import itertools
 import json
@@ -49,6 +50,11 @@ class Compiled:
             raise ConfigError(f"{path} is no compiled pipeline; write one with `slmops compile`") from None
         self.parameters: dict[str, dict[str, Any]] = root.get("inputDefinitions", {}).get("parameters", {})
         self.tasks = {name: _task(name, task) for dag in dags for name, task in dag["tasks"].items()}
+
+    @property
+    def version(self) -> str:
+        """Name of this content as a version of its pipeline: the same bytes, the same name."""
+        return f"{self.name}-{hashlib.sha256(self.path.read_bytes()).hexdigest()[:12]}"
 
     def outputs_of_type(self, schema_title: str) -> set[tuple[str, str]]:
         """(component, output) of all artifacts of a KFP type such as `system.HTML`."""
@@ -110,6 +116,17 @@ class Compiled:
             raise ConfigError("\n".join(sorted(problems)))
 
 
+def without_cache(compiled: Compiled, target: Path) -> Compiled:
+    """The same pipeline with the cache switched off for every task, written to `target`."""
+    documents = list(yaml.safe_load_all(compiled.path.read_text()))
+    spec = documents[0]
+    for dag in [spec["root"]["dag"], *(c["dag"] for c in spec["components"].values() if "dag" in c)]:
+        for task in dag["tasks"].values():
+            task["cachingOptions"] = {}
+    target.write_text(yaml.safe_dump_all(documents))
+    return Compiled(target)
+
+
 def prepare(
     pipeline: str, recipe: str | None, settings: Sequence[str], target: Path
 ) -> tuple[Compiled, dict[str, str]]:
@@ -144,6 +161,24 @@ def write(pipeline: registry.Pipeline, recipe: Recipe, target: Path) -> None:
         Compiler().compile(pipeline.build(recipe), str(target))
 
 
+def write_manifest(pipeline: registry.Pipeline, recipe: Recipe, compiled: Compiled, target: Path) -> None:
+    """Write `pipeline` as resources of kind Pipeline and PipelineVersion into the file `target`."""
+    from kfp.compiler import Compiler
+    from kfp.compiler.compiler_utils import KubernetesManifestOptions
+
+    options = KubernetesManifestOptions(
+        pipeline_name=compiled.name, pipeline_version_name=compiled.version, include_pipeline_manifest=True
+    )
+    with explain_os_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Compiler().compile(
+            pipeline.build(recipe),
+            str(target),
+            kubernetes_manifest_format=True,
+            kubernetes_manifest_options=options,
+        )
+
+
 def split_settings(settings: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
     """(run-time parameters, changes of the recipe) of `key=value` texts."""
     pairs = [setting.partition("=") for setting in settings]
@@ -157,7 +192,7 @@ def split_settings(settings: Sequence[str]) -> tuple[dict[str, str], dict[str, s
 
 
 def with_changes(recipe: Recipe, changes: Mapping[str, str]) -> Recipe:
-    """`recipe` with changes such as `{"distill.num_epochs": "3"}`; lists are JSON."""
+    """`recipe` with changes such as `{"distill.num_epochs": "3"}`; lists and objects are JSON."""
     check_known(changes, field_names(type(recipe)), "field of the recipe")
     nested: dict[str, Any] = {}
     for key, text in changes.items():
@@ -165,7 +200,7 @@ def with_changes(recipe: Recipe, changes: Mapping[str, str]) -> Recipe:
         place = nested
         for section in sections:
             place = place.setdefault(section, {})
-        place[name] = _json(key, text) if text.startswith("[") else text
+        place[name] = _json(key, text) if text.startswith(("[", "{")) else text
     return recipe.changed(nested)
 
 

@@ -1,6 +1,7 @@
 """Writes everything that follows from the code: `python -m slmops.kubeflow.generate` in a checkout.
 
-component.yaml and README.md of each component, the compiled pipelines, and the reference below docs/.
+component.yaml and README.md of each component, the compiled pipelines, the reference below docs/, and the kustomize
+components that follow from images/digests.yaml and manifests/edge/device-classes.yaml.
 """
 
 from __future__ import annotations
@@ -14,12 +15,25 @@ from pydantic.fields import FieldInfo
 import slmops
 from slmops.errors import UserError
 from slmops.kubeflow import compile as compiling
-from slmops.kubeflow import registry
+from slmops.kubeflow import manifests, registry
 from slmops.kubeflow.components import ComponentFolder, component_folders
 
 NOTE = "<!-- Written by `make compile`; change the code instead. -->"
 SYMBOLS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "min_length": "length ≥", "pattern": "matches"}
 HELP_WIDTH = 100
+
+_KUSTOMIZATION = """\
+# Written by `make compile`. A version's name comes from its content, so a change is a new version beside the old ones;
+# pruning leaves those alone, because runs refer to them.
+apiVersion: kustomize.config.k8s.io/v1beta1
+kind: Kustomization
+namespace: slmops
+commonAnnotations:
+  argocd.argoproj.io/sync-options: Prune=false
+  kustomize.toolkit.fluxcd.io/prune: disabled
+resources:
+{}
+"""
 
 
 def main() -> None:
@@ -28,8 +42,11 @@ def main() -> None:
     for folder in component_folders():
         write_component(folder)
     write_reference(root, "components.md", components_page(component_folders()))
-    write_reference(root, "pipelines.md", write_pipelines(root / "manifests" / "pipelines"))
+    write_reference(
+        root, "pipelines.md", write_pipelines(root / "pipelines" / "compiled", root / "manifests" / "pipelines")
+    )
     write_reference(root, "command.md", command_page())
+    manifests.write(root)
 
 
 def checkout() -> Path:
@@ -65,7 +82,8 @@ def component_readme(folder: ComponentFolder) -> str:
     component, fields = folder.load(), folder.config().model_fields
     spec, docs = component.component_spec, _argument_docs(component)
     artifacts = {n: i for n, i in (spec.inputs or {}).items() if n not in fields}
-    needed = [f"{name}=..." for name in (*artifacts, *(n for n, f in fields.items() if f.is_required()))]
+    given = [name for name, artifact in artifacts.items() if not artifact.optional]
+    needed = [f"{name}=..." for name in (*given, *(n for n, f in fields.items() if f.is_required()))]
     metadata = folder.metadata
     parts = [
         NOTE,
@@ -105,13 +123,18 @@ def components_page(folders: Iterable[ComponentFolder]) -> str:
     return f"{NOTE}\n\n# Components\n\n{table}\n"
 
 
-def write_pipelines(directory: Path) -> str:
-    """Compile every pipeline with its default recipe into `directory`; return the page that describes them."""
+def write_pipelines(directory: Path, manifests: Path) -> str:
+    """Compile every pipeline with its default recipe; return the page that describes them.
+
+    `directory` takes what `slmops run` and `submit` read, `manifests` the same as Kubernetes resources for kustomize.
+    """
     parts = [NOTE, "# Pipelines"]
     for name in registry.names():
         pipeline, target = registry.find(name), directory / f"{name}.yaml"
-        compiling.write(pipeline, pipeline.recipe(registry.DEFAULT_RECIPE), target)
+        recipe = pipeline.recipe(registry.DEFAULT_RECIPE)
+        compiling.write(pipeline, recipe, target)
         compiled = compiling.Compiled(target)
+        compiling.write_manifest(pipeline, recipe, compiled, manifests / f"{name}.yaml")
         parameters = (
             (f"`{n}`", _shown(p["defaultValue"]) if "defaultValue" in p else "required", p.get("description", ""))
             for n, p in compiled.parameters.items()
@@ -123,6 +146,9 @@ def write_pipelines(directory: Path) -> str:
             _table(("run-time parameter", "default", "meaning"), parameters),
             _table(("recipe", "meaning"), recipes),
         ]
+    (manifests / "kustomization.yaml").write_text(
+        _KUSTOMIZATION.format("\n".join(f"  - {n}.yaml" for n in registry.names()))
+    )
     return "\n\n".join(parts) + "\n"
 
 
@@ -174,7 +200,7 @@ def _range(field: FieldInfo) -> str:
 
 
 def _shown(value: object) -> str:
-    return f"`{value!r}`" if isinstance(value, str | list) else f"{value:,}"
+    return f"`{value!r}`" if isinstance(value, str | list | bool) else f"{value:,}"
 
 
 def _argument_docs(component: typing.Any) -> dict[str, str]:

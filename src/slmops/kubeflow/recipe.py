@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import types
+import typing
 from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
@@ -30,8 +32,11 @@ class Recipe(Config):
 def field_names(model: type[BaseModel], prefix: str = "") -> Iterable[str]:
     """The dotted names that `--set` takes."""
     for name, field in model.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from field_names(field.annotation, f"{prefix}{name}.")
+        optional = isinstance(field.annotation, types.UnionType)  # `Section | None`
+        choices = typing.get_args(field.annotation) if optional else (field.annotation,)
+        sections = [c for c in choices if isinstance(c, type) and issubclass(c, BaseModel)]
+        if sections:
+            yield from field_names(sections[0], f"{prefix}{name}.")
         else:
             yield prefix + name
 

@@ -14,6 +14,8 @@ class PrepareDataConfig(Config):
 
     source_uri: str = Field(min_length=1)
     """A .jsonl, .csv or .parquet file: a local path or s3://bucket/key."""
+    source_version: str = Field(default="unknown", min_length=1)
+    """The file's version, as preflight finds it; KFP's cache sees a new one, and with `unknown` only a new URI."""
     layout: Literal["auto", "messages", "columns"] = "auto"
     """`messages`: rows hold a chat; `columns`: templates make one; `auto`: `messages` if the first row has that key."""
     prompt_template: str = Field(default="{prompt}", min_length=1)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from slmops import artifacts
 from slmops.artifacts import Sidecar, Summary
-from slmops.errors import ArtifactError, GateError, StoreError
-from slmops.progress import Progress, log
+from slmops.errors import ArtifactError, GateError
+from slmops.progress import log
 from slmops.publish.config import PublishConfig
 from slmops.release.build import build_manifest, variant_digest
+from slmops.release.deposit import deposit
 from slmops.release.format import (
     Ancestor,
     Gate,
@@ -19,15 +19,9 @@ from slmops.release.format import (
     Release,
     ReleaseVariant,
     Requirements,
-    blob_key,
-    manifest_key,
-    release_key,
 )
 from slmops.release.metadata import point_channel
-from slmops.storage import Store, open_store
-
-NUM_UPLOADS = 4
-"""Files on their way at once."""
+from slmops.storage import open_store
 
 
 @dataclass(frozen=True)
@@ -54,8 +48,7 @@ def run(config: PublishConfig, *, variants: Path, verdict: Path, release: Path) 
     prepared = _prepare(variants / name, name, verdict_sidecar)
     store = open_store(config.store_uri)
     store.probe()
-    bytes_uploaded = _upload(store, prepared)
-    _check(store, prepared)
+    bytes_uploaded = deposit(store, prepared.release, [prepared.manifest], lambda file: prepared.directory / file.path)
     channel, changed = point_channel(store, config.channel, prepared.release.digest)
     log.info(
         "channel %s of %s %s release %s, sequence %d",
@@ -133,47 +126,3 @@ def _requirements(verdict: Sidecar) -> Requirements:
 
 def _ancestor(summary: Summary) -> Ancestor:
     return Ancestor(kind=summary.kind, digest=summary.digest, step=summary.step, parents=summary.parents)
-
-
-def _upload(store: Store, prepared: _Prepared) -> int:
-    """Create what is missing; return the bytes of it."""
-    manifest, release = prepared.manifest, prepared.release
-    blobs = {file.sha256: file for file in manifest.files}
-    uploaded = 0
-    with (
-        Progress("publish", sum(file.size_bytes for file in blobs.values()), "bytes") as progress,
-        ThreadPoolExecutor(NUM_UPLOADS) as pool,
-    ):
-
-        def upload(digest: str) -> tuple[int, bool]:
-            file = blobs[digest]
-            # Looking first saves sending the bytes of what is there; `create` alone decides.
-            is_new = store.stat(blob_key(digest)) is None and store.create(
-                blob_key(digest), prepared.directory / file.path
-            )
-            return file.size_bytes, is_new
-
-        for size_bytes, is_new in pool.map(upload, sorted(blobs)):
-            uploaded += size_bytes if is_new else 0
-            progress.advance(size_bytes)
-    for key, data in (
-        (manifest_key(manifest.digest), manifest.to_bytes()),
-        (release_key(release.digest), release.to_bytes()),
-    ):
-        uploaded += len(data) if store.create(key, data) else 0
-    return uploaded
-
-
-def _check(store: Store, prepared: _Prepared) -> None:
-    """Everything is in the store with its size, or the channel must not move."""
-    manifest, release = prepared.manifest, prepared.release
-    expected = {blob_key(file.sha256): file.size_bytes for file in manifest.files}
-    expected[manifest_key(manifest.digest)] = len(manifest.to_bytes())
-    expected[release_key(release.digest)] = len(release.to_bytes())
-    for key, size_bytes in expected.items():
-        found = store.stat(key)
-        if found is None or found.size_bytes != size_bytes:
-            state = "is missing" if found is None else f"has {found.size_bytes:,} bytes"
-            raise StoreError(
-                f"{store.uri}: {key} {state}, it must have {size_bytes:,} bytes; remove that object and publish again"
-            )

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from slmops.config import Config
 
+KUBERNETES_NAME = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"
+
 
 class TrainingConfig(Config):
-    """How the optimizer runs."""
+    """How the optimizer runs, and where."""
+
+    PLACE: ClassVar[frozenset[str]] = frozenset({"num_nodes", "training_runtime", "queue_name", "pending_timeout_s"})
 
     num_epochs: float = Field(default=1.0, gt=0, le=1000)
     """Passes over the training rows; a fraction stops within the last pass."""
@@ -34,3 +38,11 @@ class TrainingConfig(Config):
     """Compute type of the matrix products; `auto`: bfloat16 where the hardware multiplies it natively, else float32."""
     seed: int = Field(default=0, ge=0)
     """Seed of the order of rows and of new weights."""
+    num_nodes: int = Field(default=1, ge=1, le=1024)
+    """Nodes that share the rows of each step; more than 1 needs a cluster with Kubeflow Trainer."""
+    training_runtime: str = Field(default="slmops-torch", pattern=KUBERNETES_NAME, max_length=253)
+    """Name of the ClusterTrainingRuntime that several nodes train with."""
+    queue_name: str = Field(default="slmops-gpu", pattern=KUBERNETES_NAME, max_length=63)
+    """Name of the Kueue LocalQueue in which a training on several nodes waits for its place."""
+    pending_timeout_s: float = Field(default=86400.0, gt=0)
+    """Seconds that a training on several nodes may wait until all of its pods run."""

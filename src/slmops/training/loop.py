@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel
 
-from slmops.errors import ModelError, explain_os_errors
+from slmops.errors import ModelError, TransientError, explain_os_errors
 from slmops.progress import Progress, log
+from slmops.training import ranks
 from slmops.training.attention import trainable_attention
 from slmops.training.batches import Batch, Row, batches_by_length, collate, plan_batches
 from slmops.training.config import TrainingConfig
@@ -73,11 +74,14 @@ class Task:
 def train(task: Task, what: str) -> Curves:
     """Run all steps, going on from the checkpoint in `task.work_dir` if there is one.
 
-    The same settings and rows give the same steps, whether or not the run was killed in between.
+    The same settings and rows give the same steps, whether or not the run was killed in between, and but for dropout
+    whether one process runs them or several (see `ranks`). All of them return the same curves, but only the first
+    process validates, writes checkpoints and shows progress.
 
     Raises:
         ModelError: the loss is no longer finite.
         DiskFullError: a checkpoint cannot be written.
+        TransientError: of several processes, one is lost, or does not see the same work.
     """
     config = task.config
     num_steps = max(1, math.ceil(config.num_epochs * len(task.rows) / config.batch_size))
@@ -87,11 +91,17 @@ def train(task: Task, what: str) -> Curves:
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, num_steps, config))
     curves = Curves()
     first = _restore(task, optimizer, schedule, curves)
+    if not ranks.agree((task.work_dir.name, first, len(plan))):
+        raise TransientError(
+            f"the training's processes do not see the same work in {task.work_dir} (this one is at step {first}); "
+            "is it on a volume that all of them share?"
+        )
     validate_at = {round(part * num_steps / (NUM_VALIDATIONS - 1)) for part in range(NUM_VALIDATIONS)}
     saved_at = time.monotonic()
+    leads = ranks.rank() == 0
 
     def validate(step: int) -> None:
-        if step in validate_at and all(at != step for at, _ in curves.validation):
+        if leads and step in validate_at and all(at != step for at, _ in curves.validation):
             curves.validation.append((step, validation_loss(task, head)))
 
     with (
@@ -106,13 +116,25 @@ def train(task: Task, what: str) -> Curves:
             curves.seconds += time.monotonic() - started
             curves.num_tokens += sum(len(row.input_ids) for row in plan[step])
             curves.loss.append((step + 1, loss))
+            if not leads:
+                continue
             progress.advance(note=f"loss {loss:.3f}, {curves.num_tokens / curves.seconds:.0f} tokens/s")
             if time.monotonic() - saved_at >= config.checkpoint_interval_s:
                 _save(task, optimizer, schedule, curves)
                 saved_at = time.monotonic()
         validate(num_steps)
-    _save(task, optimizer, schedule, curves)
+    if leads:
+        _save(task, optimizer, schedule, curves)
     return curves
+
+
+def where(device: torch.device, dtype: torch.dtype) -> dict[str, object]:
+    """Facts about what a training ran on."""
+    return {
+        "device": device.type,
+        "dtype": str(dtype).removeprefix("torch."),
+        "num_processes": ranks.size(),
+    }
 
 
 def make_optimizer(model: torch.nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
@@ -149,24 +171,32 @@ def validation_loss(task: Task, head: SparseHead) -> float:
 
 
 def _step(task: Task, head: SparseHead, optimizer: torch.optim.Optimizer, rows: Sequence[Row], step: int) -> float:
-    """One optimizer step; returns the mean loss per token. Micro-batches are weighted by their tokens."""
+    """One optimizer step on this process's share of `rows`; returns the mean loss per token of all of them.
+
+    Micro-batches are weighted by their share of the step's tokens, so their gradients add up: over the micro-batches of
+    one process as over the processes.
+    """
     task.model.train()
+    torch.manual_seed(ranks.seed(task.config.seed, step))
     num_targets = sum(len(row.targets) for row in rows)
     size = task.config.micro_batch_size
+    mine = ranks.share(rows)
     total = 0.0
-    for start in range(0, len(rows), size):
-        batch = collate(rows[start : start + size], task.pad_token_id, task.model.device)
+    for start in range(0, len(mine), size):
+        batch = collate(mine[start : start + size], task.pad_token_id, task.model.device)
         with _autocast(task):
             logits = head.logits(batch)
         loss = task.loss(logits, batch) / num_targets
         loss.backward()
         total += loss.item()
+    total = ranks.sum_number(total, task.model.device)
     if not math.isfinite(total):
         raise ModelError(
             f"the loss of step {step + 1} is {total}; the rows of its batch are {[row.index for row in rows]}. "
             "Lower learning_rate, or look at these rows"
         )
     trainable = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    ranks.sum_gradients(trainable)
     torch.nn.utils.clip_grad_norm_(trainable, task.config.max_grad_norm)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
@@ -187,8 +217,6 @@ def _save(
         "weights": {name: p.data for name, p in task.model.named_parameters() if p.requires_grad},
         "optimizer": optimizer.state_dict(),
         "schedule": schedule.state_dict(),
-        "random": torch.get_rng_state(),
-        "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         "curves": vars(curves),
     }
     partial = path.with_suffix(".partial")
@@ -214,9 +242,6 @@ def _restore(
         parameters[name].data.copy_(weights)
     optimizer.load_state_dict(state["optimizer"])
     schedule.load_state_dict(state["schedule"])
-    torch.set_rng_state(state["random"].cpu())
-    if torch.cuda.is_available():
-        torch.cuda.set_rng_state_all([random.cpu() for random in state["random_cuda"]])
     vars(curves).update(state["curves"])
     log.info("going on after step %d, from the checkpoint in %s", curves.loss[-1][0], task.work_dir)
     return curves.loss[-1][0]
