@@ -183,7 +183,7 @@ def registry_answers(registry: str) -> Iterator[None]:
                 "version": 0.1,
                 "storage": {"filesystem": {"rootdirectory": str(storage)}},
                 "http": {"addr": host if ":" in host else f"{host}:80"},
-                "log": {"level": "fatal", "accesslog": {"disabled": True}},
+                "log": {"level": "error", "accesslog": {"disabled": True}},
             },
             config,
         )
