@@ -176,8 +176,9 @@ def registry_answers(registry: str) -> Iterator[None]:
         )
     storage = ROOT / ".work" / "registry"
     storage.mkdir(parents=True, exist_ok=True)
+    log_path = storage / "registry.log"  # it also tells of each blob that it does not have yet
     print(f"no registry answers at {host}: starting {program} for this push, with its images in {storage}", flush=True)
-    with tempfile.NamedTemporaryFile("w", suffix=".yml") as config:
+    with tempfile.NamedTemporaryFile("w", suffix=".yml") as config, open(log_path, "wb") as log:
         json.dump(
             {
                 "version": 0.1,
@@ -188,12 +189,12 @@ def registry_answers(registry: str) -> Iterator[None]:
             config,
         )
         config.flush()
-        server = subprocess.Popen([program, "serve", config.name], stdout=subprocess.DEVNULL)
+        server = subprocess.Popen([program, "serve", config.name], stdout=log, stderr=log)
         try:
             deadline = time.monotonic() + 15
             while not _answers(host):
                 if server.poll() is not None or time.monotonic() > deadline:
-                    raise ToolError(f"{program} did not start at {host}; its reason is above")
+                    raise ToolError(f"{program} did not start at {host}; its reason is in {log_path}")
                 time.sleep(0.1)
             yield
         finally:
