@@ -17,7 +17,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -c constraints.t
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 17
 
-demo: $(VENV)/.demo ## From a real model to an answer at the edge (PROFILE=smoke: a tiny model, under 2 minutes)
+demo: $(VENV)/.demo ## From a real model to an answer at the edge (PROFILE=smoke: a tiny model, 2 to 3 minutes)
 	$(BIN)/python -m slmops.demo --profile $(PROFILE)
 
 test: $(VENV)/.dev ## Set up everything and run all tests
