@@ -54,7 +54,7 @@ class Double:
             self.bodies.append(body)
         choice = {
             "index": 0,
-            "message": {"role": "assistant", "content": prompt.upper()},
+            "message": {"role": "assistant", "content": f"{prompt.upper()}\u2028"},
             "finish_reason": self.finish_reason,
         }
         usage = {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8}
@@ -110,7 +110,9 @@ def _config(double: Double, **settings: Any) -> GenerateResponsesConfig:
 def test_each_prompt_is_asked_once_and_answered_in_order(double: Double, prompts: Path, tmp_path: Path) -> None:
     sidecar = run(_config(double), prompts=prompts, teacher=None, responses=tmp_path / "responses")
     asked = [record.messages[-2].content for record in read_records(prompts)]
-    assert [record.completion for record in read_records(tmp_path / "responses")] == [text.upper() for text in asked]
+    assert [record.completion for record in read_records(tmp_path / "responses")] == [
+        f"{text.upper()}\u2028" for text in asked
+    ]
     assert double.asked == Counter(asked)
     assert 1 < double.most_in_flight <= 4
     assert (sidecar.facts["num_rows"], sidecar.facts["teacher"], sidecar.facts["num_tokens"]) == (24, "teacher-v3", 120)

@@ -105,7 +105,7 @@ def _answer_all(records: Sequence[ChatRecord], config: GenerateResponsesConfig, 
     lock = threading.Lock()
     with (
         client,
-        open(path, "a") as kept,
+        open(path, "a", encoding="utf-8") as kept,
         Progress(STEP, len(records), done=len(answers)) as progress,
         ThreadPoolExecutor(config.batch_size) as pool,
     ):
@@ -132,9 +132,8 @@ def _kept(path: Path) -> dict[int, Answer]:
     """The answers of an earlier, killed run; its last line may be half a line."""
     if not path.exists():
         return {}
-    lines = path.read_text().splitlines(keepends=True)
-    whole = [line for line in lines if line.endswith("\n")]
-    path.write_text("".join(whole))
+    *whole, _ = path.read_text(encoding="utf-8").split("\n")  # splitlines would also split at separators in answers
+    path.write_text("".join(f"{line}\n" for line in whole), encoding="utf-8")
     return {answer.index: answer for answer in (Answer.model_validate_json(line) for line in whole)}
 
 
