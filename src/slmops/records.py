@@ -27,6 +27,19 @@ class Message(BaseModel):
     content: str = Field(min_length=1)
 
 
+class Provenance(BaseModel):
+    """Who wrote what a model learns from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    teacher: str
+    """What the teacher says that it is."""
+    method: Literal["answer", "self_instruct", "documents"]
+    """`answer`: the last turn; `self_instruct`, `documents`: prompt and answer."""
+    sources: tuple[str, ...] = ()
+    """What the row was made from: ids of seed rows, or `document#first-last` with the passage's characters."""
+
+
 class ChatRecord(BaseModel):
     """A conversation that ends with the assistant's turn, which is what a model learns and is judged by."""
 
@@ -37,6 +50,10 @@ class ChatRecord(BaseModel):
     messages: tuple[Message, ...] = Field(min_length=2)
     stratum: str = ""
     """The group that the row was counted in when the data was split; reports show figures by it."""
+    task: str = "chat"
+    """Name of the task in `slmops.tasks`: how a teacher is asked, and when an answer is right."""
+    provenance: Provenance | None = None
+    """Where the answer comes from, or the whole row; None for a row as it was given."""
 
     @property
     def prompt(self) -> list[dict[str, str]]:
@@ -77,7 +94,7 @@ def write_jsonl(path: Path, rows: Iterable[BaseModel | dict[str, Any]]) -> int:
     count = 0
     with explain_os_errors(path), open(path, "w", encoding="utf-8") as lines:
         for row in rows:
-            data = row.model_dump(mode="json") if isinstance(row, BaseModel) else row
+            data = row.model_dump(mode="json", exclude_none=True) if isinstance(row, BaseModel) else row
             lines.write(json.dumps(data, ensure_ascii=False) + "\n")
             count += 1
     return count
@@ -89,15 +106,20 @@ def read_records(dataset: Path) -> list[ChatRecord]:
     Raises:
         DataError: with file and line, if a row is no chat record or there is none.
     """
+    return list(stream_records(dataset))
+
+
+def stream_records(dataset: Path) -> Iterator[ChatRecord]:
+    """`read_records`, one at a time."""
     path = dataset / ROWS
-    records = []
+    found = False
     for number, row in read_jsonl(path):
         try:
-            records.append(ChatRecord.model_validate(row))
+            yield ChatRecord.model_validate(row)
+            found = True
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
             raise DataError(f"{path}:{number}: not a chat record: {where}: {first['msg']}") from None
-    if not records:
+    if not found:
         raise DataError(f"{path} has no rows; give the step that wrote it more data, or a larger share of the split")
-    return records
