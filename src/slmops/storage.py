@@ -127,6 +127,27 @@ def fetch(uri: str, directory: Path) -> Path:
     return path
 
 
+def fetch_directory(uri: str, directory: Path) -> Path:
+    """A local path for all files below a prefix: `uri` itself if it is a path, else a copy of it in `directory`.
+
+    Raises:
+        StoreError: there is nothing below it, or a name leads out of it.
+    """
+    if "://" not in uri:
+        return Path(uri)
+    uri = uri.rstrip("/")
+    keys = list(open_store(uri).list(""))
+    if not keys:
+        raise StoreError(f"{uri} holds no files; check bucket and prefix")
+    for key in keys:
+        path = directory / key
+        if not path.resolve().is_relative_to(directory.resolve()):
+            raise StoreError(f"{uri} holds {key!r}, which leads out of it; rename it")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        download(f"{uri}/{key}", path)
+    return directory
+
+
 def bucket_and_key(uri: str) -> tuple[str, str]:
     """The two parts of s3://bucket/key.
 
