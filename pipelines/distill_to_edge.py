@@ -2,10 +2,10 @@
 
 from kfp import dsl
 from kfp.dsl.graph_component import GraphComponent
-from slmops_components.data_processing.generate_responses.component import generate_responses
 from slmops_components.training.distill.component import distill, distill_on_nodes
 from slmops_components.training.finetune.component import finetune, finetune_on_nodes
 from slmops_pipelines.delivery import deliver, measure_full_precision
+from slmops_pipelines.generation import generate
 from slmops_pipelines.intake import take_in
 from slmops_pipelines.placement import place_tasks
 from slmops_pipelines.recipes.distill_to_edge import Recipe
@@ -50,9 +50,7 @@ def distill_to_edge(recipe: Recipe) -> GraphComponent:
         teacher = train_teacher(train=train, validation=validation, base=base, **recipe.finetune.parameters())
         teacher.set_display_name("finetune-teacher")
         teacher_model = teacher.outputs["model"]
-        responses = generate_responses(
-            prompts=train, teacher=teacher_model, **recipe.generate_responses.parameters()
-        ).outputs["responses"]
+        responses = generate(recipe.generate_responses, recipe.placement, prompts=train, teacher=teacher_model)
         train_student = distill_on_nodes if recipe.distill.num_nodes > 1 else distill
         student = train_student(
             responses=responses,

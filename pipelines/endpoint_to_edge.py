@@ -2,9 +2,9 @@
 
 from kfp import dsl
 from kfp.dsl.graph_component import GraphComponent
-from slmops_components.data_processing.generate_responses.component import generate_responses
 from slmops_components.training.finetune.component import finetune, finetune_on_nodes
 from slmops_pipelines.delivery import deliver, measure_full_precision
+from slmops_pipelines.generation import generate
 from slmops_pipelines.intake import take_in
 from slmops_pipelines.placement import place_tasks
 from slmops_pipelines.recipes.endpoint_to_edge import Recipe
@@ -48,9 +48,7 @@ def endpoint_to_edge(recipe: Recipe) -> GraphComponent:
             system_prompt=system_prompt,
         )
 
-        responses = generate_responses(
-            prompts=train, endpoint_url=endpoint_url, **recipe.generate_responses.parameters()
-        ).outputs["responses"]
+        responses = generate(recipe.generate_responses, recipe.placement, prompts=train, endpoint_url=endpoint_url)
         train_student = finetune_on_nodes if recipe.finetune.num_nodes > 1 else finetune
         student = train_student(train=responses, validation=validation, base=base, **recipe.finetune.parameters())
         student.set_display_name("finetune-student")

@@ -72,6 +72,8 @@ class Placement(Config):
 
     gpu: GpuProfile | None = None
     """Where training, generation and evaluation in full precision run; without one, on CPUs."""
+    max_shards_at_once: int = Field(default=4, ge=1, le=1000)
+    """Shards of generation that run side by side, if the recipe has several."""
     model_memory_gib: int = Field(default=8, ge=1, le=4096)
     """Memory of a pod that holds the recipe's largest model on CPUs."""
 
@@ -97,7 +99,9 @@ class Needs:
 STEPS = {
     "preflight": Needs(memory_gib=2, timeout_h=1, cached=False, store=True),
     "prepare_data": Needs(cpu=2, memory_gib=8, timeout_h=4, store=True),
-    "generate_responses": Needs(cpu=2, timeout_h=24, gpu=True),
+    "generate_responses": Needs(cpu=2, timeout_h=24, gpu=True, store=True),
+    "merge_responses": Needs(memory_gib=2, timeout_h=4),
+    "synthesize": Needs(cpu=2, timeout_h=24, gpu=True, store=True),
     "finetune": Needs(cpu=4, timeout_h=48, gpu=True),
     "distill": Needs(cpu=4, timeout_h=48, gpu=True),
     "quantize": Needs(cpu=4, timeout_h=4),
@@ -108,7 +112,7 @@ STEPS = {
     "publish": Needs(memory_gib=2, timeout_h=2, cached=False, store=True),
 }
 
-KEEP_WORK = {"generate_responses", "finetune", "distill"}
+KEEP_WORK = {"prepare_data", "generate_responses", "synthesize", "finetune", "distill"}
 
 
 def place_tasks(placement: Placement) -> None:
@@ -163,7 +167,12 @@ def on_gpu(task: PipelineTask, profile: GpuProfile) -> PipelineTask:
 def _asks_endpoint(task: PipelineTask) -> bool:
     endpoint = task.inputs.get("teacher_endpoint", NO_ENDPOINT)
     given = not isinstance(endpoint, str) or endpoint != NO_ENDPOINT  # else a run-time parameter
-    return given or task.inputs.get("teacher_kind") == "endpoint"
+    return given or "endpoint" in _teacher_kinds(task)
+
+
+def _teacher_kinds(task: PipelineTask) -> set[str]:
+    first = {task.inputs["teacher_kind"]} if "teacher_kind" in task.inputs else set()
+    return first | {teacher["kind"] for teacher in task.inputs.get("more_teachers", [])}
 
 
 def _wants_gpu(task: PipelineTask, step: str) -> bool:
@@ -171,6 +180,6 @@ def _wants_gpu(task: PipelineTask, step: str) -> bool:
         return task.inputs.get("variant") == FULL_PRECISION
     if step == "preflight":  # it waits in the queue for GPUs only if it is to check them
         return bool(task.inputs.get("min_gpus"))
-    if step == "generate_responses":
-        return task.inputs.get("teacher_kind") != "endpoint"
+    if step in ("generate_responses", "synthesize"):
+        return bool(_teacher_kinds(task) - {"endpoint", "genai"})  # genai: what is quantized for CPUs
     return STEPS[step].gpu

@@ -4,16 +4,15 @@ from typing import Self
 
 from pydantic import model_validator
 from slmops_pipelines.placement import GpuProfile, Placement
-from slmops_pipelines.recipes.sections import L4, EdgeRecipe, on
+from slmops_pipelines.recipes.sections import L4, EdgeRecipe, GenerateSection, on
 
 from slmops.distill.config import DistillConfig
-from slmops.generate_responses.config import GenerateResponsesConfig
 
 
 class Recipe(EdgeRecipe):
     """A fine-tuned teacher, and a student that starts from some of its layers."""
 
-    generate_responses: GenerateResponsesConfig = GenerateResponsesConfig(logits_top_k=64)
+    generate_responses: GenerateSection = GenerateSection(logits_top_k=64)
     """What the teacher leaves for the student."""
     distill: DistillConfig = DistillConfig()
     """How the student learns; keep_layers are layers of the teacher."""

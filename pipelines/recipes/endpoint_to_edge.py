@@ -3,15 +3,13 @@
 from typing import ClassVar
 
 from slmops_pipelines.recipes import finetune_to_edge
-from slmops_pipelines.recipes.sections import EdgeRecipe
-
-from slmops.generate_responses.config import GenerateResponsesConfig
+from slmops_pipelines.recipes.sections import EdgeRecipe, GenerateSection
 
 
-class EndpointSection(GenerateResponsesConfig):
+class EndpointSection(GenerateSection):
     """generate_responses; where the endpoint is is a run-time parameter."""
 
-    endpoint_url: ClassVar[str]  # type: ignore[misc]
+    endpoint_url: ClassVar[str] = "http://localhost:8000/v1"  # type: ignore[misc]  # a class variable is no field
 
 
 class Recipe(EdgeRecipe):
@@ -41,7 +39,7 @@ def deepseek_v3_to_phi4_mini() -> Recipe:
             "generate_responses": {
                 "endpoint_model": "deepseek-ai/DeepSeek-V3",
                 "max_new_tokens": 2048,
-                "batch_size": 64,
+                "max_in_flight": 64,
             }
         }
     )

@@ -8,6 +8,7 @@ from slmops.benchmark.config import BenchmarkConfig
 from slmops.evaluate.config import EvaluateConfig
 from slmops.finetune.config import FinetuneConfig
 from slmops.gate.config import GateConfig
+from slmops.generate_responses.config import GenerateResponsesConfig
 from slmops.kubeflow.recipe import Recipe
 from slmops.preflight.config import PreflightConfig
 from slmops.prepare_data.config import PrepareDataConfig
@@ -28,6 +29,12 @@ class DataSection(PrepareDataConfig):
 
     source_uri: ClassVar[str]  # type: ignore[misc]
     source_version: ClassVar[str]  # type: ignore[misc]
+
+
+class GenerateSection(GenerateResponsesConfig):
+    """generate_responses; the pipeline counts the shards."""
+
+    shard: ClassVar[int] = 0  # type: ignore[misc]
 
 
 class EvaluateSection(EvaluateConfig):

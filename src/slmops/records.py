@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +14,9 @@ from slmops.errors import DataError, explain_os_errors
 
 ROWS = "rows.jsonl"
 """Name of the file with the records in a dataset artifact's directory."""
+
+TOP_LOGPROBS = "top_logprobs.jsonl"
+"""Name of the file with the alternatives that an endpoint gave, a row's `id` and its `tokens` in a line."""
 
 MAX_LINE_BYTES = 4 * 1024 * 1024
 """A longer line is taken for a broken file, not for a record."""
@@ -94,10 +98,24 @@ def write_jsonl(path: Path, rows: Iterable[BaseModel | dict[str, Any]]) -> int:
     count = 0
     with explain_os_errors(path), open(path, "w", encoding="utf-8") as lines:
         for row in rows:
-            data = row.model_dump(mode="json", exclude_none=True) if isinstance(row, BaseModel) else row
-            lines.write(json.dumps(data, ensure_ascii=False) + "\n")
+            lines.write(json_line(row))
             count += 1
     return count
+
+
+def json_line(row: BaseModel | dict[str, Any]) -> str:
+    """`row` as a line of JSONL."""
+    data = row.model_dump(mode="json", exclude_none=True) if isinstance(row, BaseModel) else row
+    return json.dumps(data, ensure_ascii=False) + "\n"
+
+
+def concatenate(parts: Iterable[Path], path: Path) -> None:
+    """Write the lines of `parts`, those that exist, one file after the other."""
+    with explain_os_errors(path), open(path, "wb") as whole:
+        for part in parts:
+            if part.exists():
+                with open(part, "rb") as lines:
+                    shutil.copyfileobj(lines, whole)
 
 
 def read_records(dataset: Path) -> list[ChatRecord]:

@@ -7,7 +7,7 @@ import random
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
@@ -67,6 +67,11 @@ def _start_again(name: str, error: TransientError) -> None:
 def path_of(artifact: Any) -> Path | None:
     """Where an input artifact lies that a component may go without; None if it was not given."""
     return None if artifact is None else Path(artifact.path)
+
+
+def paths_of(collected: Sequence[Any]) -> list[Path]:
+    """Where the artifacts of a loop lie."""
+    return [Path(artifact.path) for artifact in collected]
 
 
 def fail(message: str, exit_code: int) -> NoReturn:

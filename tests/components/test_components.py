@@ -12,6 +12,7 @@ import pytest
 from kfp.compiler import Compiler
 from kfp.components import load_component_from_file
 from kfp.dsl import OutputPath, TaskConfig
+from pydantic import BaseModel
 
 from slmops.kubeflow.components import ComponentFolder, component_folders
 from slmops.kubeflow.generate import component_readme
@@ -117,4 +118,6 @@ def _plain(annotation: typing.Any) -> typing.Any:
         return kind
     if typing.get_origin(annotation) is list:
         return list[_plain(typing.get_args(annotation)[0])]  # type: ignore[misc]
+    if typing.get_origin(annotation) is dict or isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return dict
     return annotation

@@ -1,232 +1,257 @@
-"""generate_responses: a teacher answers the prompts of a data set."""
+"""generate_responses: one or several teachers answer the prompts of a data set.
+
+The prompts are streamed once for each teacher, to be asked, and once more to be written. Between the two, answers lie
+in a cache, which is also what a killed run goes on from, and what makes an answer free for whoever asks the same again.
+"""
 
 from __future__ import annotations
 
-import shutil
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
 
-import numpy as np
-import torch
-from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
-
-from slmops import artifacts, hardware, models, torch_models
+from slmops import artifacts, models, storage
 from slmops.artifacts import Draft, Sidecar
-from slmops.cached_logits import CachedLogits
-from slmops.errors import ConfigError
-from slmops.generate_responses import endpoint
+from slmops.errors import ConfigError, DataError, TransientError
+from slmops.generate_responses.choosing import Choosing, Dropped, Kept
 from slmops.generate_responses.config import GenerateResponsesConfig
+from slmops.generate_responses.output import Output
 from slmops.progress import Progress, log
-from slmops.records import ROWS, ChatRecord, Message, read_records, write_jsonl
-from slmops.resume import work_dir
-from slmops.training.batches import encode, encode_row, pad_left
+from slmops.records import ChatRecord, stream_records
+from slmops.resume import work_root
+from slmops.teachers.cache import AnswerCache
+from slmops.teachers.config import INPUT, TeacherSpec
+from slmops.teachers.interface import Decoding, Question
+from slmops.teachers.mixture import Mixture
+from slmops.teachers.open import ask, budget_of, open_teacher
 
 STEP = "generate_responses"
+ANSWERS = "answers"
+"""Name of the cache's folder where steps keep their work."""
+PERMANENT = {"prompt_too_long"}
+"""Failures that trying again does not change."""
 
 
 def run(config: GenerateResponsesConfig, *, prompts: Path, teacher: Path | None, responses: Path) -> Sidecar:
-    """Answer each prompt once, by the model in `teacher` or by the endpoint of `config`.
+    """Answer each prompt of the shard, and write the answers that a student can learn from.
 
-    Finished answers survive a kill, and are not asked again.
+    An answer that came is kept whatever happens after it, and is not asked for again by this or another run.
 
-    Answers that are cut off by `max_new_tokens`, and those whose text does not turn into the same tokens again, are
-    left out and counted: a student could not learn from them what the teacher meant.
+    Args:
+        prompts: Chat records; their last turn is not shown to a teacher.
+        teacher: The model directory that `model_uri=input` means; None if there is none.
+        responses: The artifact to write.
 
     Raises:
         ArtifactError: an input is missing or half-written.
-        ModelError: the teacher cannot be loaded.
+        ModelError: a teacher cannot be loaded.
+        ConfigError: there is no model where one is needed, or a task is unknown.
         DataError: no answer is left.
-        ConfigError: there is neither a teacher nor an endpoint.
-        UserError, TransientError: the endpoint refuses, or does not answer.
+        UserError: an endpoint refuses, or the budget is used up.
+        TransientError: an endpoint does not answer, or too many prompts got no answer.
     """
-    if config.teacher_kind == "endpoint":
-        return endpoint.run(config, prompts=prompts, responses=responses)
-    if teacher is None:
-        raise ConfigError("teacher_kind=model needs a teacher; give one, or use teacher_kind=endpoint")
-    parents = [artifacts.expect(prompts, "chat_dataset"), models.open_model(teacher)]
-    unfinished = work_dir(STEP, config, parents, responses)
-    with artifacts.writing(responses, kind="responses", step=STEP, config=config, parents=parents) as draft:
-        hardware.use_all_cores()
-        device = hardware.pick_device()
-        dtype = hardware.pick_dtype(config.dtype, device)
-        tokenizer = torch_models.load_tokenizer(teacher)
-        model = torch_models.load_model(teacher, dtype=dtype, device=device)
-        records = read_records(prompts)[: config.max_rows]
-        log.info("%d prompts on %s", len(records), hardware.describe(device, dtype))
-        started = time.monotonic()
-        answers = _answer_all(model, tokenizer, records, config, unfinished)
-        seconds = time.monotonic() - started
-        _write(draft, config, tokenizer, records, answers)
-        num_tokens = sum(len(answer.ids) for answer in answers)
-        draft.facts |= {
-            "num_tokens": num_tokens,
-            "tokens_per_s": round(num_tokens / seconds, 1),
-            "tokenizer_digest": models.tokenizer_digest(teacher),
-            "device": device.type,
-            "dtype": str(dtype).removeprefix("torch."),
-        }
-    shutil.rmtree(unfinished)
+    source = artifacts.expect(prompts, "chat_dataset")
+    with ExitStack() as stack:
+        directories = _fetch_models(config, teacher, responses, stack)
+        parents = [source, *(models.open_model(directory) for directory in directories.values())]
+        session = Session(config, Prompts.of_shard(config, prompts, source), directories, work_root(responses), stack)
+        with artifacts.writing(responses, kind="responses", step=STEP, config=config, parents=parents) as draft:
+            started = time.monotonic()
+            session.ask_teachers()
+            session.ask_judge()
+            seconds = time.monotonic() - started
+            session.check()
+            _write(draft, session)
+            if session.num_asked:
+                draft.facts["tokens_per_s"] = round(session.num_tokens / seconds, 1)
     return draft.sidecar
 
 
 @dataclass(frozen=True)
-class Answer:
-    """One answer of n tokens, the end-of-turn token included; k is 0 if no logits are kept."""
+class Prompts:
+    """The prompts of one shard, read anew each time."""
 
-    ids: list[int]
-    top_ids: np.ndarray
-    """[n, k] int32."""
-    top_log_probs: np.ndarray
-    """[n, k] float16."""
-    tail_log_prob: np.ndarray
-    """[n] float32."""
+    dataset: Path
+    start: int
+    stop: int
 
+    @classmethod
+    def of_shard(cls, config: GenerateResponsesConfig, dataset: Path, sidecar: Sidecar) -> Prompts:
+        num_rows = min(int(sidecar.facts["num_rows"]), config.max_rows)
+        start, stop = (num_rows * number // config.num_shards for number in (config.shard, config.shard + 1))
+        return cls(dataset, start, stop)
 
-class TopK(LogitsProcessor):
-    """Notes the likeliest tokens of each step before the next token is chosen; changes nothing."""
+    def __len__(self) -> int:
+        return self.stop - self.start
 
-    def __init__(self, k: int, temperature: float) -> None:
-        self.k, self.temperature = k, temperature
-        self.steps: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
-
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        scaled = scores.float() / self.temperature
-        top, ids = scaled.topk(self.k, dim=-1)
-        log_probs = top - scaled.logsumexp(-1, keepdim=True)
-        # What the top leaves of 1 is off by 1e-6 or so, and saves two more passes over the vocabulary.
-        tail = (-torch.expm1(log_probs.logsumexp(-1))).clamp_min(0).log()
-        self.steps.append((ids.int().cpu(), log_probs.half().cpu(), tail.cpu()))
-        return scores
+    def __iter__(self) -> Iterator[ChatRecord]:
+        return islice(stream_records(self.dataset), self.start, self.stop)
 
 
-def _answer_all(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    records: Sequence[ChatRecord],
-    config: GenerateResponsesConfig,
-    unfinished: Path,
-) -> list[Answer]:
-    """Answers in the order of `records`, computed in batches of similar length."""
-    encoded = [encode(tokenizer, record.prompt, to_answer=True) for record in records]
-    order = sorted(range(len(records)), key=lambda index: len(encoded[index]))
-    answers: dict[int, Answer] = {}
-    with Progress(STEP, len(records)) as progress:
-        for start in range(0, len(order), config.batch_size):
-            indices = order[start : start + config.batch_size]
-            path = unfinished / f"batch-{start:08d}.npz"
-            if not path.exists():
-                torch.manual_seed(config.seed + start)
-                _store(path, answer_batch(model, tokenizer, [encoded[index] for index in indices], config))
-            answers |= dict(zip(indices, _restore(path), strict=True))
-            progress.advance(len(indices))
-    return [answers[index] for index in range(len(records))]
+class Session:
+    """Teachers, what they were asked, and where their answers lie."""
 
+    def __init__(
+        self,
+        config: GenerateResponsesConfig,
+        prompts: Prompts,
+        directories: Mapping[str, Path],
+        work: Path,
+        stack: ExitStack,
+    ) -> None:
+        self.config, self.prompts, self.directories = config, prompts, directories
+        self.choosing = Choosing(config)
+        self.num_asked = self.num_tokens = 0
+        self.identity: Mapping[str, str | int | float] = {}
+        """Of the teacher that was asked last; where logits are kept, all have the same tokenizer."""
+        self.model: Path | None = None
+        """Its directory; None for an endpoint."""
+        self._failures: Counter[str] = Counter()
+        self._work, self._stack = work / ANSWERS, stack
+        self._specs = {spec.name: spec for spec in config.teachers()}
+        self._mixture = Mixture(config.teachers(), config.seed)
+        self._budget = budget_of(config)
+        self._answers: dict[str, AnswerCache] = {}
+        self._verdicts: AnswerCache | None = None
 
-@torch.inference_mode()
-def answer_batch(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[list[int]],
-    config: GenerateResponsesConfig,
-) -> list[Answer]:
-    """Answer prompts together, padded on the left."""
-    inputs = pad_left(prompts, tokenizer.pad_token_id, model.device)
-    top_k = TopK(config.logits_top_k, config.logits_temperature)
-    sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-    if config.decoding == "sample":
-        sampling = {"do_sample": True, "temperature": config.temperature, "top_p": config.top_p, "top_k": 0}
-    output = model.generate(  # type: ignore[operator]
-        **inputs,
-        max_new_tokens=config.max_new_tokens,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        logits_processor=LogitsProcessorList([top_k] if config.logits_top_k else []),
-        **sampling,
-    )
-    new = output[:, inputs["input_ids"].shape[1] :].tolist()
-    return [_cut(row, number, tokenizer.eos_token_id, top_k) for number, row in enumerate(new)]
+    def ask_teachers(self) -> None:
+        """One teacher after the other, so that only one model is in memory."""
+        for spec in self._specs.values():
+            if spec.weight:
+                questions = (
+                    question
+                    for record in self.prompts
+                    if self._mixture.teacher_of(record) == spec.name
+                    for question in self.choosing.questions(record)
+                )
+                self._answers[spec.name] = self._ask(spec, self.choosing.decoding, questions)
 
+    def ask_judge(self) -> None:
+        """Let the judge rate the answers of each prompt that has several good ones."""
+        if self.config.choose_by == "judge":
+            questions = (
+                question
+                for record in self.prompts
+                for question in self.choosing.judge_questions(record, self._answers_to(record))
+            )
+            self._verdicts = self._ask(self._specs[self.config.judge], self.choosing.judging, questions)
 
-def _cut(row: list[int], number: int, eos_token_id: int, top_k: TopK) -> Answer:
-    """The answer of one row of a batch, without what was generated for others after it ended."""
-    end = row.index(eos_token_id) + 1 if eos_token_id in row else len(row)
-    kept = top_k.steps[:end]
-    none = np.zeros((end, 0))
-    return Answer(
-        ids=row[:end],
-        top_ids=np.stack([ids[number].numpy() for ids, _, _ in kept]) if kept else none.astype(np.int32),
-        top_log_probs=np.stack([top[number].numpy() for _, top, _ in kept]) if kept else none.astype(np.float16),
-        tail_log_prob=np.array([tail[number].item() for _, _, tail in kept], dtype=np.float32),
-    )
+    def check(self) -> None:
+        """Whether enough prompts have an answer.
 
-
-def _store(path: Path, answers: Sequence[Answer]) -> None:
-    """Write a finished batch, whole or not at all."""
-    partial = path.with_suffix(".partial")
-    with open(partial, "wb") as file:
-        np.savez(
-            file,
-            ends=np.cumsum([len(answer.ids) for answer in answers]),
-            ids=np.concatenate([answer.ids for answer in answers]),
-            top_ids=np.concatenate([answer.top_ids for answer in answers]),
-            top_log_probs=np.concatenate([answer.top_log_probs for answer in answers]),
-            tail_log_prob=np.concatenate([answer.tail_log_prob for answer in answers]),
+        Raises:
+            TransientError: too many were asked in vain, and trying again may help.
+            DataError: it does not.
+        """
+        missing = sum(
+            not any(question.key in self._answers_to(record) for question in self.choosing.questions(record))
+            for record in self.prompts
         )
-    partial.rename(path)
+        if missing <= (1 - self.config.min_success_fraction) * len(self.prompts):
+            return
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in self._failures.most_common())
+        message = (
+            f"{missing:,} of {len(self.prompts):,} prompts have no answer ({reasons}), more than "
+            f"min_success_fraction={self.config.min_success_fraction:g} allows; the other answers are kept"
+        )
+        if set(self._failures) <= PERMANENT:
+            raise DataError(f"{message}; lower min_success_fraction, or take these prompts out")
+        raise TransientError(f"{message}: run the same again to ask for the missing ones only")
+
+    def choose(self, record: ChatRecord) -> Kept | Dropped:
+        """What is learned from `record`."""
+        return self.choosing.choose(record, self._answers_to(record), self._verdicts)
+
+    def _answers_to(self, record: ChatRecord) -> AnswerCache:
+        return self._answers[self._mixture.teacher_of(record)]
+
+    def _ask(self, spec: TeacherSpec, decoding: Decoding, questions: Iterable[Question]) -> AnswerCache:
+        directory = self.directories.get(spec.name)
+        with open_teacher(spec, decoding, self.config, directory=directory, budget=self._budget) as teacher:
+            if decoding.logits_top_k:
+                self._check_tokenizer(teacher.identity, directory)
+            answers = self._stack.enter_context(AnswerCache(self._work, teacher.identity, decoding))
+            if len(answers):
+                log.info("%s gave %s answers before, which are not asked again", spec.name, f"{len(answers):,}")
+            with Progress(f"{STEP} {spec.name}", len(self.prompts) * self.config.num_samples) as progress:
+                asked = ask(teacher, answers, questions, progress)
+        self.num_asked += asked.num_answers
+        self.num_tokens += asked.num_tokens
+        self._failures += asked.failures
+        return answers
+
+    def _check_tokenizer(self, identity: Mapping[str, str | int | float], directory: Path | None) -> None:
+        before, self.identity, self.model = self.identity, identity, directory
+        if before:
+            for name in ("tokenizer_digest", "template_digest"):
+                if before[name] != identity[name]:
+                    raise ConfigError(
+                        f"teachers have another {name.replace('_digest', '')} each, so their logits are not about the "
+                        "same tokens; use logits_top_k=0, or teachers of one family"
+                    )
 
 
-def _restore(path: Path) -> list[Answer]:
-    with np.load(path) as stored:
-        bounds = stored["ends"][:-1]
-        columns = [np.split(stored[name], bounds) for name in ("ids", "top_ids", "top_log_probs")]
-        tails = np.split(stored["tail_log_prob"], bounds if len(stored["tail_log_prob"]) else [0] * len(bounds))
-    return [
-        Answer(ids=ids.tolist(), top_ids=top_ids, top_log_probs=top, tail_log_prob=tail)
-        for ids, top_ids, top, tail in zip(*columns, tails, strict=True)
-    ]
+def _fetch_models(
+    config: GenerateResponsesConfig, teacher: Path | None, responses: Path, stack: ExitStack
+) -> dict[str, Path]:
+    """Where each teacher's model lies, by the teacher's name; models that are far away are fetched first."""
+    directories: dict[str, Path] = {}
+    for spec in config.teachers():
+        if spec.kind == "endpoint":
+            continue
+        if spec.model_uri != INPUT:
+            responses.parent.mkdir(parents=True, exist_ok=True)
+            copy = stack.enter_context(TemporaryDirectory(prefix=f"{STEP}-", dir=responses.parent))
+            directories[spec.name] = storage.fetch_directory(spec.model_uri, Path(copy))
+        elif teacher is not None:
+            directories[spec.name] = teacher
+        elif spec.weight or config.judge == spec.name:
+            raise ConfigError(
+                f"{spec.name} of kind {spec.kind} needs a model; give the step a teacher or a model_uri, or use "
+                "teacher_kind=endpoint"
+            )
+    return directories
 
 
-def _write(
-    draft: Draft,
-    config: GenerateResponsesConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    records: Sequence[ChatRecord],
-    answers: Sequence[Answer],
-) -> None:
-    """Write the rows that a student can learn from, and their logits."""
-    rows: list[ChatRecord] = []
-    kept: list[Answer] = []
-    num_truncated = num_ambiguous = num_empty = 0
-    for record, answer in zip(records, answers, strict=True):
-        text = tokenizer.decode(answer.ids, skip_special_tokens=True)
-        if tokenizer.eos_token_id != answer.ids[-1]:
-            num_truncated += 1
-        elif not text:
-            num_empty += 1
-        else:
-            messages = (*record.messages[:-1], Message(role="assistant", content=text))
-            row = record.model_copy(update={"messages": messages})
-            encoded = encode_row(tokenizer, row, last_turn_only=True)
-            if [encoded.input_ids[position] for position in encoded.targets] != answer.ids:
-                num_ambiguous += 1
-                continue
-            rows.append(row)
-            kept.append(answer)
-    counts = {"num_truncated": num_truncated, "num_ambiguous": num_ambiguous, "num_empty": num_empty}
-    if dropped := {name: count for name, count in counts.items() if count}:
-        log.info("%d of %d answers left out: %s", len(records) - len(rows), len(records), dropped)
-    if not rows:
-        raise endpoint.no_usable_answer(len(records), counts)
-    write_jsonl(draft.path / ROWS, rows)
-    draft.facts |= {"num_rows": len(rows), **counts}
-    if config.logits_top_k:
-        CachedLogits(
-            top_ids=np.concatenate([answer.top_ids for answer in kept]),
-            top_log_probs=np.concatenate([answer.top_log_probs for answer in kept]),
-            tail_log_prob=np.concatenate([answer.tail_log_prob for answer in kept]),
-            row_starts=np.cumsum([0, *(len(answer.ids) for answer in kept)]),
-        ).save(draft.path)
-        draft.facts |= {"top_k": config.logits_top_k, "logits_temperature": config.logits_temperature}
+def _write(draft: Draft, session: Session) -> None:
+    """Write what a student can learn from, in the order of the prompts, and count the rest by reason.
+
+    Raises:
+        DataError: nothing is left; of several shards, the merged whole decides.
+    """
+    config, num_prompts = session.config, len(session.prompts)
+    dropped: Counter[str] = Counter()
+    with Output(draft.path, config, session.identity, session.model) as output:
+        for record in session.prompts:
+            found = session.choose(record)
+            if isinstance(found, Dropped):
+                dropped[found.reason] += 1
+            elif not output.write(found.row, found.answer):
+                dropped["ambiguous"] += 1
+    if dropped:
+        counts = dict(dropped.most_common())
+        log.info("%s of %s prompts left out: %s", f"{dropped.total():,}", f"{num_prompts:,}", counts)
+    if not output.num_rows and config.num_shards == 1:
+        raise no_usable_answer(num_prompts, dropped)
+    draft.facts |= output.facts() | {
+        "num_prompts": num_prompts,
+        "num_dropped": dropped.total(),
+        "dropped": dict(sorted(dropped.items())),
+        "num_asked": session.num_asked,
+    }
+    if config.num_shards > 1:
+        draft.facts |= {"shard": config.shard, "num_shards": config.num_shards}
+
+
+def no_usable_answer(num_prompts: int, dropped: Mapping[str, int]) -> DataError:
+    """The error for teachers from whom nothing can be learned."""
+    reasons = ", ".join(f"{reason} {count:,}" for reason, count in dropped.items())
+    return DataError(
+        f"no usable answer to {num_prompts:,} prompts ({reasons}); raise max_new_tokens if they are truncated, loosen "
+        "the checks if they drop what is good, or fine-tune the teacher first"
+    )

@@ -68,7 +68,8 @@ def run(
     with _locked(output_dir), _terminated_as_interrupted():
         (output_dir / RUN_FILE).unlink(missing_ok=True)
         if not use_cache:
-            shutil.rmtree(output_dir / "work", ignore_errors=True)
+            for unfinished in (output_dir / "work").glob("*.work"):  # teachers' answers stay: they may have been paid
+                shutil.rmtree(unfinished, ignore_errors=True)
         termination_log = output_dir / "termination-log"
         termination_log.unlink(missing_ok=True)
         lines = StepLines(sys.stdout)
