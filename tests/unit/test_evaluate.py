@@ -27,8 +27,8 @@ from slmops.evaluate.run import (
 from slmops.inference.runtime import open_runtime
 from slmops.quantize.config import QuantizeConfig
 from slmops.quantize.run import run as quantize
-from slmops.records import read_jsonl
-from tests.datasets import ACTIONS, DEVICES
+from slmops.records import Message, read_jsonl, read_records
+from tests.datasets import ACTIONS, DEVICES, write_dataset
 
 
 def quick(**settings: object) -> EvaluateConfig:
@@ -56,6 +56,34 @@ def test_figures_follow_from_the_kept_predictions(tiny_teacher: Path, held_out_r
     assert sum(row["prediction"].strip() == row["reference"].strip() for row in predictions) == facts["num_correct"]
     assert facts["accuracy_low"] < facts["accuracy"] <= facts["accuracy_high"]
     assert sum(total for _, total in facts["by_stratum"].values()) == 40
+
+
+def test_an_answer_may_be_right_by_its_rows_task(tiny_teacher: Path, held_out_rows: Path, tmp_path: Path) -> None:
+    labels = [f"{action} {device}" for action in ACTIONS for device in DEVICES]
+    records = [
+        record.model_copy(update={"task": "classification", "messages": (record.messages[0], loud(record.messages[1]))})
+        for record in read_records(held_out_rows)
+    ]
+    test = write_dataset(tmp_path / "test", records)
+    settings = {"match": "task", "task_settings": {"classification": {"labels": labels}}, "max_rows": 10}
+    facts = run(quick(**settings), model=tiny_teacher, test=test, evaluation=tmp_path / "evaluation").facts
+    assert facts["exact_match"] == 0, "no reference is in lower case"
+    assert facts["accuracy"] == facts["classification_label_accuracy"] > 0.8
+    assert 0 < facts["classification_macro_f1"] <= 1
+
+
+def test_an_unknown_task_is_said_before_anything_is_answered(
+    tiny_model: Path, held_out_rows: Path, tmp_path: Path
+) -> None:
+    records = [record.model_copy(update={"task": "juggling"}) for record in read_records(held_out_rows)]
+    test = write_dataset(tmp_path / "test", records)
+    with pytest.raises(ConfigError, match="no task is called 'juggling'"):
+        run(quick(match="task"), model=tiny_model, test=test, evaluation=tmp_path / "evaluation")
+    run(quick(max_rows=1), model=tiny_model, test=test, evaluation=tmp_path / "evaluation")
+
+
+def loud(message: Message) -> Message:
+    return message.model_copy(update={"content": f"{message.content.upper()}."})
 
 
 def test_the_confusion_matrix_counts_every_kept_prediction(

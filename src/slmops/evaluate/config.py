@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -14,8 +14,11 @@ class EvaluateConfig(Config):
 
     variant: str = Field(default="full_precision", pattern=r"^[a-z0-9_-]+$")
     """`full_precision` for a Hugging Face directory, else the name of a quantized variant such as `cpu-int4`."""
-    match: Literal["exact", "json"] = "exact"
-    """When an answer is right: `exact`: same text but for outer white space; `json`: same JSON value."""
+    match: Literal["exact", "json", "task"] = "exact"
+    """When an answer is right: `exact`: same text but for outer white space; `json`: same JSON value; `task`: as the
+    row's own task compares answers, whose figures are then reported, too."""
+    task_settings: dict[str, Any] = Field(default={})
+    """Settings of tasks by name, for match=task: `{"classification": {"labels": ["yes", "no"]}}`."""
     max_rows: int = Field(default=1_000_000, ge=1)
     """Use at most this many rows: the first ones, in the dataset's (shuffled) order."""
     max_new_tokens: int = Field(default=256, ge=1, le=32768)

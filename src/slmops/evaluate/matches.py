@@ -5,6 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
+from slmops.records import ChatRecord
+from slmops.tasks.registry import Tasks
+
+Match = Callable[[str, ChatRecord], bool]
+"""Whether an answer is right for a record."""
+
 
 def same_text(answer: str, reference: str) -> bool:
     return answer.strip() == reference.strip()
@@ -18,4 +24,9 @@ def same_json(answer: str, reference: str) -> bool:
         return False
 
 
-MATCHES: dict[str, Callable[[str, str], bool]] = {"exact": same_text, "json": same_json}
+def match_of(name: str, tasks: Tasks) -> Match:
+    """The comparison called `name`: `exact`, `json` or `task`."""
+    if name == "task":
+        return lambda answer, record: tasks.of(record).correct(answer, record.completion)
+    same = {"exact": same_text, "json": same_json}[name]
+    return lambda answer, record: same(answer, record.completion)

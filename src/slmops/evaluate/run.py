@@ -5,17 +5,19 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from slmops import artifacts
 from slmops.artifacts import Sidecar
 from slmops.evaluate.config import EvaluateConfig
-from slmops.evaluate.matches import MATCHES, same_text
+from slmops.evaluate.matches import Match, match_of, same_text
 from slmops.inference.runtime import Runtime, open_runtime
 from slmops.progress import Progress, log
 from slmops.records import ChatRecord, read_jsonl, read_records, write_jsonl
+from slmops.tasks.interface import Task
+from slmops.tasks.registry import Tasks
 from slmops.variants import find_model
 
 STEP = "evaluate"
@@ -34,12 +36,15 @@ def run(config: EvaluateConfig, *, model: Path, test: Path, evaluation: Path) ->
 
     Raises:
         ArtifactError: an input is missing or half-written.
+        ConfigError: a row's task is unknown, or its settings are wrong.
         ModelError: the model cannot be loaded.
     """
     files = find_model(model, config.variant)
     parents = [files.sidecar, artifacts.expect(test, "chat_dataset")]
     with artifacts.writing(evaluation, kind="evaluation", step=STEP, config=config, parents=parents) as draft:
         records = read_records(test)[: config.max_rows]
+        tasks = Tasks(config.task_settings)
+        by_task = _by_task(records, tasks) if config.match == "task" else {}
         runtime = open_runtime(
             files.directory,
             quantized=files.quantized,
@@ -50,16 +55,20 @@ def run(config: EvaluateConfig, *, model: Path, test: Path, evaluation: Path) ->
         log.info("%d rows with %s", len(records), runtime.name)
         answers = _answer(runtime, records, config)
         losses = _losses(runtime, records, config)
-        predictions = compare(records, answers, MATCHES[config.match])
+        predictions = compare(records, answers, match_of(config.match, tasks))
         write_jsonl(draft.path / PREDICTIONS, predictions)
-        draft.facts |= summarize(predictions) | {
-            "variant": files.variant,
-            "model_digest": files.digest,
-            "size_bytes": files.size_bytes,
-            "perplexity": perplexity(losses),
-            "match": config.match,
-            "runtime": runtime.name,
-        }
+        draft.facts |= (
+            summarize(predictions)
+            | task_metrics(by_task, answers, records)
+            | {
+                "variant": files.variant,
+                "model_digest": files.digest,
+                "size_bytes": files.size_bytes,
+                "perplexity": perplexity(losses),
+                "match": config.match,
+                "runtime": runtime.name,
+            }
+        )
     log.info("accuracy %.3f on %d rows", draft.facts["accuracy"], len(records))
     return draft.sidecar
 
@@ -86,9 +95,7 @@ def _losses(runtime: Runtime, records: Sequence[ChatRecord], config: EvaluateCon
     return losses
 
 
-def compare(
-    records: Sequence[ChatRecord], answers: Sequence[str], matches: Callable[[str, str], bool]
-) -> list[dict[str, Any]]:
+def compare(records: Sequence[ChatRecord], answers: Sequence[str], matches: Match) -> list[dict[str, Any]]:
     """One prediction per record, in the form in which predictions are kept."""
     return [
         {
@@ -96,7 +103,7 @@ def compare(
             "prompt": record.prompt,
             "reference": record.completion,
             "prediction": answer,
-            "correct": matches(answer, record.completion),
+            "correct": matches(answer, record),
             "exact": same_text(answer, record.completion),
             "stratum": record.stratum,
         }
@@ -122,6 +129,25 @@ def summarize(predictions: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "accuracy_high": high,
         "exact_match": sum(row["exact"] for row in predictions) / num_rows,
         "by_stratum": dict(sorted(strata.items())),
+    }
+
+
+def _by_task(records: Sequence[ChatRecord], tasks: Tasks) -> dict[str, tuple[Task, list[int]]]:
+    """Each task of `records` by name, and where its records are, so that an unknown one is found at once."""
+    indices: dict[str, list[int]] = {}
+    for index, record in enumerate(records):
+        indices.setdefault(record.task, []).append(index)
+    return {name: (tasks.named(name), found) for name, found in sorted(indices.items())}
+
+
+def task_metrics(
+    by_task: Mapping[str, tuple[Task, Sequence[int]]], answers: Sequence[str], records: Sequence[ChatRecord]
+) -> dict[str, float]:
+    """The figures that each task has of its own, as `<task>_<figure>`."""
+    return {
+        f"{name}_{figure}": value
+        for name, (task, indices) in by_task.items()
+        for figure, value in task.metrics([(answers[index], records[index].completion) for index in indices]).items()
     }
 
 

@@ -200,7 +200,7 @@ def _range(field: FieldInfo) -> str:
 
 
 def _shown(value: object) -> str:
-    return f"`{value!r}`" if isinstance(value, str | list | bool) else f"{value:,}"
+    return f"`{value!r}`" if isinstance(value, str | list | dict | bool) else f"{value:,}"
 
 
 def _argument_docs(component: typing.Any) -> dict[str, str]:
