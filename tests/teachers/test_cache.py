@@ -111,7 +111,7 @@ def test_writers_that_are_killed_lose_and_repeat_nothing(tmp_path: Path) -> None
     known = 0
     for _ in range(3):
         with _writer(tmp_path, 0) as one, _writer(tmp_path, 10_000_000) as other:
-            found = [int(writer.stdout.readline()) for writer in (one, other) if writer.stdout]
+            counts = [int(writer.stdout.readline()) for writer in (one, other) if writer.stdout]
             for writer in (one, other):
                 assert writer.stdin
                 writer.stdin.write(b"\n")
@@ -121,7 +121,7 @@ def test_writers_that_are_killed_lose_and_repeat_nothing(tmp_path: Path) -> None
                 writer.send_signal(signal.SIGKILL)
                 assert writer.stdout
                 put.update(int(line) for line in writer.stdout.read().split(b"\n")[:-1])
-        assert found == [known, known], "each starts with all that was put"
+        assert counts == [known, known], "each starts with all that was put"
         # A kill between an answer and the word of it may leave one more answer than was heard of.
         with AnswerCache(tmp_path, IDENTITY, GREEDY) as cache:
             put.update(_unheard(cache, put))
