@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,18 +10,6 @@ import pytest
 from slmops.errors import DiskFullError
 
 Run = Callable[[Path], object]
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A directory with room for half a megabyte."""
-    mount = tmp_path / "small"
-    mount.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", mount], capture_output=True)
-    if mounted.returncode != 0:
-        pytest.skip("mounting a file system needs root")
-    yield mount
-    subprocess.run(["umount", mount], check=True)
 
 
 def refuse(small_disk: Path, step: Run) -> None:
