@@ -6,7 +6,7 @@ A pipeline calls `place_tasks` once, after its last task. A run on one machine i
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from kfp import kubernetes
 from kfp.dsl import PipelineTask, pipeline_context
@@ -99,7 +99,7 @@ class Needs:
 STEPS = {
     "preflight": Needs(memory_gib=2, timeout_h=1, cached=False, store=True),
     "prepare_data": Needs(cpu=2, memory_gib=8, timeout_h=4, store=True),
-    "generate_responses": Needs(cpu=2, timeout_h=24, gpu=True, store=True),
+    "generate_responses": Needs(cpu=2, timeout_h=24, gpu=True),
     "merge_responses": Needs(memory_gib=2, timeout_h=4),
     "synthesize": Needs(cpu=2, timeout_h=24, gpu=True, store=True),
     "finetune": Needs(cpu=4, timeout_h=48, gpu=True),
@@ -133,7 +133,7 @@ def place(task: PipelineTask, step: str, placement: Placement) -> None:
     task.set_env_variable(TRANSIENT_RETRIES, str(NUM_RETRIES))
     kubernetes.set_timeout(task, round(needs.timeout_h * 3600))
     kubernetes.set_security_context(task, run_as_user=RUN_AS, run_as_group=RUN_AS, run_as_non_root=True)
-    if needs.store:
+    if needs.store or any(teacher.get("model_uri", "").startswith("s3:") for teacher in _more_teachers(task)):
         kubernetes.use_secret_as_env(task, STORE_SECRET, {key: key for key in STORE_KEYS})
     if _asks_endpoint(task):
         kubernetes.use_secret_as_env(task, ENDPOINT_SECRET, {ENDPOINT_KEY: TEACHER_API_KEY}, optional=True)
@@ -172,7 +172,12 @@ def _asks_endpoint(task: PipelineTask) -> bool:
 
 def _teacher_kinds(task: PipelineTask) -> set[str]:
     first = {task.inputs["teacher_kind"]} if "teacher_kind" in task.inputs else set()
-    return first | {teacher["kind"] for teacher in task.inputs.get("more_teachers", [])}
+    return first | {teacher["kind"] for teacher in _more_teachers(task)}
+
+
+def _more_teachers(task: PipelineTask) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = task.inputs.get("more_teachers", [])
+    return found
 
 
 def _wants_gpu(task: PipelineTask, step: str) -> bool:

@@ -118,6 +118,6 @@ def _plain(annotation: typing.Any) -> typing.Any:
         return kind
     if typing.get_origin(annotation) is list:
         return list[_plain(typing.get_args(annotation)[0])]  # type: ignore[misc]
-    if typing.get_origin(annotation) is dict or isinstance(annotation, type) and issubclass(annotation, BaseModel):
+    if typing.get_origin(annotation) is dict or (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
         return dict
     return annotation

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import cast
 
 from slmops.checks import Checks
 from slmops.generate_responses.config import GenerateResponsesConfig
@@ -81,8 +82,10 @@ class Choosing:
         if choice is None:
             rejected = [reason.reason for reason in found if isinstance(reason, Dropped)]
             return Dropped(rejected[0] if not distinct else "no_verdict")
-        completion, answer = completions[choice.index], given[choice.index]
-        assert completion is not None and answer is not None  # noqa: S101 - a choice is one of those that are there
+        completion, answer = (
+            str(completions[choice.index]),
+            cast(Answer, given[choice.index]),
+        )  # a choice is one of them
         if reason := self.checks.reason(record, completion, choice.agreement):
             return Dropped(reason)
         return Kept(_row(record, completion, answer), answer)

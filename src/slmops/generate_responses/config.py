@@ -71,5 +71,7 @@ class GenerateResponsesConfig(CheckSettings, TeacherSettings):
             raise ValueError(f"judge must name one of the teachers ({', '.join(names)}), got {self.judge}")
         # An endpoint gives text, and alternatives by their text: no distribution over a tokenizer's tokens.
         if self.logits_top_k and any(spec.kind == "endpoint" for spec in self.teachers() if spec.weight):
-            raise ValueError(f"logits_top_k needs teachers that run here: an endpoint gives text, got {self.logits_top_k}")
+            raise ValueError(
+                f"logits_top_k needs teachers that run here: an endpoint gives text, got {self.logits_top_k}"
+            )
         return self

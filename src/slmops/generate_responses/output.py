@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any, Self
 
-from slmops.cached_logits import CachedLogitsWriter
+from slmops.cached_logits import CachedLogitsWriter, LogitsInfo
 from slmops.errors import explain_os_errors
 from slmops.generate_responses.config import GenerateResponsesConfig
 from slmops.records import ROWS, TOP_LOGPROBS, ChatRecord, json_line
@@ -51,11 +51,13 @@ class Output:
             self._logits = self._stack.enter_context(
                 CachedLogitsWriter(
                     self._directory,
-                    k=self._config.logits_top_k,
-                    temperature=self._config.logits_temperature,
-                    tokenizer_digest=str(self._identity["tokenizer_digest"]),
-                    template_digest=str(self._identity["template_digest"]),
-                    teacher_digest=str(self._identity["digest"]),
+                    LogitsInfo(
+                        k=self._config.logits_top_k,
+                        temperature=self._config.logits_temperature,
+                        tokenizer_digest=str(self._identity["tokenizer_digest"]),
+                        template_digest=str(self._identity["template_digest"]),
+                        teacher_digest=self._teacher_digest,
+                    ),
                 )
             )
         return self
@@ -99,5 +101,4 @@ class Output:
         return facts
 
     def _open(self, name: str) -> IO[str]:
-        file: IO[str] = self._stack.enter_context(open(self._directory / name, "w", encoding="utf-8"))
-        return file
+        return self._stack.enter_context(open(self._directory / name, "w", encoding="utf-8"))  # noqa: SIM115

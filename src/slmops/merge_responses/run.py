@@ -52,7 +52,8 @@ def _in_order(shards: Sequence[Path]) -> list[tuple[Sidecar, Path]]:
         ArtifactError: they are not the parts of one whole, each once.
     """
     parts = sorted(
-        ((artifacts.expect(path, "responses"), path) for path in shards), key=lambda part: part[0].facts.get("shard", -1)
+        ((artifacts.expect(path, "responses"), path) for path in shards),
+        key=lambda part: part[0].facts.get("shard", -1),
     )
     found = [sidecar.facts.get("shard") for sidecar, _ in parts]
     first = parts[0][0]
