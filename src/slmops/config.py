@@ -11,6 +11,8 @@ from slmops.errors import ConfigError
 
 TEACHER_API_KEY = "SLMOPS_TEACHER_API_KEY"
 """Environment variable: the key of the teacher's endpoint, if it wants one. It is never a setting: those are public."""
+TEACHER_API_KEY_FILE = "SLMOPS_TEACHER_API_KEY_FILE"
+"""Environment variable: a file with that key, such as a mounted secret. It comes before the key's own variable."""
 
 
 class Config(BaseModel):
