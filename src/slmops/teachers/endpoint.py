@@ -42,8 +42,8 @@ MAX_RETRY_AFTER_S = 120.0
 DOWN_AFTER_FAILURES, DOWN_AFTER_S = 32, 120.0
 """An endpoint is down once this many attempts in a row have failed, over at least this long."""
 AHEAD = 3
-"""Questions in hand for each that may be on its way: the others wait for a slot, or for their next attempt. With more of
-them, a server that limits the rate would be asked more often in vain."""
+"""Questions in hand for each that may be on its way: the others wait for a slot, or for their next attempt. With more
+of them, a server that limits the rate would be asked more often in vain."""
 PROBLEMS_INTERVAL_S = 30.0
 PROBE = Question("", ({"role": "user", "content": "Say yes."},), 0)
 """Asked if a question is refused before any was answered: is it this question, or how all are asked?"""
@@ -79,7 +79,7 @@ class EndpointTeacher:
             model: Its name there; `default` for whatever is served.
             api: `chat`: the server applies the chat template; `completions`: turns are joined as plain text.
             key: From `read_key`. It is sent to `url` and nowhere else.
-            max_in_flight: Requests on their way at once. Twice as many questions may wait for a slot or their next attempt.
+            max_in_flight: Requests on their way at once. Twice as many questions may wait for a slot or a retry.
             timeout_s: Of one request, from its start to the last byte of its answer.
             max_retries: Further attempts at a question, after anything that may pass.
             budget: What may be spent; several teachers may share one.

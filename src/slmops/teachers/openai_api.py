@@ -19,6 +19,7 @@ Api = Literal["chat", "completions"]
 PATHS: Mapping[Api, str] = {"chat": "chat/completions", "completions": "completions"}
 TOO_LONG = re.compile(r"context[ _](length|window|size)|max_model_len|prompt is too long|maximum input length", re.I)
 FILTERED = re.compile(r"content[ _](filter|management|policy)", re.I)
+SURROGATE = re.compile("[\ud800-\udfff]")
 MAX_SEED = (1 << 31) - 1
 """Some servers take no larger one."""
 
@@ -131,7 +132,7 @@ def read_answer(payload: Mapping[str, Any], api: Api) -> Answer:
     text = _chat_text(choice) if api == "chat" else choice.get("text")
     if not isinstance(text, str) or not isinstance(finish_reason, str):
         raise Unusable("wrong_shape", "a choice without text or finish_reason")
-    if any("\ud800" <= character <= "\udfff" for character in text):
+    if SURROGATE.search(text):
         raise Unusable("wrong_shape", "text that is not Unicode")
     usage = read_usage(payload)
     said = without_thinking(text)
