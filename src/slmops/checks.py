@@ -52,13 +52,13 @@ _REFUSALS = re.compile(
 class Checks:
     """The checks that some settings ask for."""
 
-    def __init__(self, settings: CheckSettings) -> None:
-        """Compile them.
+    def __init__(self, settings: CheckSettings, min_agreement_fraction: float = 0.0) -> None:
+        """Compile them; `min_agreement_fraction`, 0 to 1, is for prompts that are answered several times.
 
         Raises:
             ConfigError: a language is unknown, or `answer_schema` is no schema.
         """
-        self._settings = settings
+        self._settings, self._min_agreement = settings, min_agreement_fraction
         self._pattern = re.compile(settings.answer_pattern)
         self._forbidden = re.compile(settings.forbidden_pattern)
         self._phrases = tuple(_plain(phrase) for phrase in settings.refusal_phrases)
@@ -80,7 +80,7 @@ class Checks:
             return "too_short"
         if len(text) > settings.max_answer_chars:
             return "too_long"
-        if agreement is not None and agreement < settings.min_agreement_fraction:
+        if agreement is not None and agreement < self._min_agreement:
             return "agreement"
         if not self._pattern.search(text):
             return "pattern"

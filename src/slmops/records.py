@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -68,6 +69,14 @@ class ChatRecord(BaseModel):
     def completion(self) -> str:
         """The assistant's last turn."""
         return self.messages[-1].content
+
+
+def id_of(messages: Sequence[Message]) -> str:
+    """The id of the record that these messages make."""
+    canonical = json.dumps(
+        [message.model_dump() for message in messages], ensure_ascii=False, sort_keys=True, separators=(",", ":")
+    )
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

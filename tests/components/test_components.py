@@ -14,6 +14,7 @@ from kfp.components import load_component_from_file
 from kfp.dsl import OutputPath, TaskConfig
 from pydantic import BaseModel
 
+from slmops.config import Config
 from slmops.kubeflow.components import ComponentFolder, component_folders
 from slmops.kubeflow.generate import component_readme
 
@@ -112,10 +113,12 @@ def _is_wired(annotation: object) -> bool:
 
 
 def _plain(annotation: typing.Any) -> typing.Any:
-    """The type that KFP can carry: a Literal is the type of its choices."""
+    """The type that KFP can carry: a Literal is the type of its choices, settings within settings are a dict."""
     if typing.get_origin(annotation) is typing.Literal:
         (kind,) = {type(choice) for choice in typing.get_args(annotation)}
         return kind
+    if isinstance(annotation, type) and issubclass(annotation, Config):
+        return dict
     if typing.get_origin(annotation) is list:
         return list[_plain(typing.get_args(annotation)[0])]  # type: ignore[misc]
     if typing.get_origin(annotation) is dict or (isinstance(annotation, type) and issubclass(annotation, BaseModel)):

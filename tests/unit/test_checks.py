@@ -15,8 +15,8 @@ from tests.datasets import chat_record
 RECORD = chat_record("Where is my card?", "It is on its way.")
 
 
-def reason(text: str, agreement: float | None = None, **settings: Any) -> str | None:
-    return Checks(CheckSettings.create(settings)).reason(RECORD, text, agreement)
+def reason(text: str, **settings: Any) -> str | None:
+    return Checks(CheckSettings.create(settings)).reason(RECORD, text)
 
 
 def test_plain_answers_stay() -> None:
@@ -53,9 +53,10 @@ def test_a_short_answer_is_in_no_language() -> None:
 
 
 def test_agreement_counts_only_where_there_was_a_vote() -> None:
-    assert reason("Yes", agreement=0.4, min_agreement_fraction=0.5) == "agreement"
-    assert reason("Yes", agreement=0.5, min_agreement_fraction=0.5) is None
-    assert reason("Yes", min_agreement_fraction=0.5) is None
+    checks = Checks(CheckSettings(), min_agreement_fraction=0.5)
+    assert checks.reason(RECORD, "Yes", 0.4) == "agreement"
+    assert checks.reason(RECORD, "Yes", 0.5) is None
+    assert checks.reason(RECORD, "Yes") is None
 
 
 @pytest.mark.parametrize(

@@ -35,8 +35,6 @@ class CheckSettings(Config):
     """Drop answers in other languages, by ISO 639-1 code; empty takes all. Very short answers are in none."""
     min_language_confidence: float = Field(default=0.5, ge=0, le=1)
     """Drop answers whose language is less certain than this, if answer_languages names any."""
-    min_agreement_fraction: float = Field(default=0.0, ge=0, le=1)
-    """Where a prompt is answered several times: drop it if a smaller share of the answers agree."""
 
     @field_validator("answer_pattern", "forbidden_pattern")
     @classmethod

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from slmops.errors import ConfigError
 from slmops.records import ChatRecord
 from slmops.teachers.config import TeacherSpec
+from slmops.teachers.interface import Prompt
 
 
 class Mixture:
@@ -36,21 +37,25 @@ class Mixture:
         self._seed = seed
 
     def teacher_of(self, record: ChatRecord) -> str:
-        """The name of the teacher that answers `record`.
+        """The name of the teacher that answers `record`; see `draw`."""
+        return self.draw(record.task, record.prompt)
+
+    def draw(self, task: str, prompt: Prompt) -> str:
+        """The name of the teacher that answers `prompt` of `task`.
 
         Raises:
-            ConfigError: every teacher names its tasks, and none of them is the record's.
+            ConfigError: every teacher names its tasks, and none of them is `task`.
         """
-        named = [spec for spec in self._specs if record.task in spec.tasks]
+        named = [spec for spec in self._specs if task in spec.tasks]
         specs = named or [spec for spec in self._specs if not spec.tasks]
         if not specs:
             raise ConfigError(
-                f"no teacher answers task {record.task}: add it to the tasks of one, or let one teacher name no tasks"
+                f"no teacher answers task {task}: add it to the tasks of one, or let one teacher name no tasks"
             )
         if len(specs) == 1:
             return specs[0].name
-        prompt = json.dumps(record.prompt, sort_keys=True)
-        return min(specs, key=lambda spec: self._arrival(spec, prompt)).name
+        text = json.dumps(list(map(dict, prompt)), sort_keys=True)
+        return min(specs, key=lambda spec: self._arrival(spec, text)).name
 
     def _arrival(self, spec: TeacherSpec, prompt: str) -> float:
         """An exponential time with the weight as its rate: who arrives first is drawn with a share of all weights."""
