@@ -12,7 +12,6 @@ import pytest
 from kfp.compiler import Compiler
 from kfp.components import load_component_from_file
 from kfp.dsl import OutputPath, TaskConfig
-from pydantic import BaseModel
 
 from slmops.config import Config
 from slmops.kubeflow.components import ComponentFolder, component_folders
@@ -117,10 +116,8 @@ def _plain(annotation: typing.Any) -> typing.Any:
     if typing.get_origin(annotation) is typing.Literal:
         (kind,) = {type(choice) for choice in typing.get_args(annotation)}
         return kind
-    if isinstance(annotation, type) and issubclass(annotation, Config):
-        return dict
     if typing.get_origin(annotation) is list:
         return list[_plain(typing.get_args(annotation)[0])]  # type: ignore[misc]
-    if typing.get_origin(annotation) is dict or (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+    if typing.get_origin(annotation) is dict or (isinstance(annotation, type) and issubclass(annotation, Config)):
         return dict
     return annotation

@@ -42,7 +42,6 @@ def generate_responses(
     max_repeated_fraction: float = 0.5,
     answer_languages: list[str] = [],  # noqa: B006
     min_language_confidence: float = 0.5,
-    min_agreement_fraction: float = 0.0,
     task_settings: dict = {},  # noqa: B006
     max_rows: int = 1_000_000,
     num_shards: int = 1,
@@ -53,6 +52,7 @@ def generate_responses(
     top_p: float = 1.0,
     num_samples: int = 1,
     choose_by: str = "first",
+    min_agreement_fraction: float = 0.0,
     judge: str = "teacher",
     min_success_fraction: float = 0.98,
     top_logprobs: int = 0,

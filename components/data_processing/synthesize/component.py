@@ -1,7 +1,5 @@
 """KFP interface of synthesize."""
 
-from typing import Any
-
 import slmops_images as images
 from kfp import dsl
 from kfp.dsl import Dataset, Input, Model, Output
@@ -37,7 +35,7 @@ def synthesize(
     max_answer_chars: int = 100_000,
     answer_pattern: str = "(?s).",
     forbidden_pattern: str = "(?!)",
-    answer_schema: dict[str, Any] = {},  # noqa: B006
+    answer_schema: dict = {},  # noqa: B006
     drop_refusals: bool = True,
     refusal_phrases: list[str] = [],  # noqa: B006
     max_loops: int = 8,
@@ -45,21 +43,21 @@ def synthesize(
     answer_languages: list[str] = [],  # noqa: B006
     min_language_confidence: float = 0.5,
     method: str = "self_instruct",
-    num_rows: int = 1_000,
+    num_rows: int = 1000,
     max_requests: int = 10_000,
     documents_uri: str = "none",
     text_field: str = "text",
-    passage_chars: int = 1_500,
+    passage_chars: int = 1500,
     passage_overlap_chars: int = 200,
     questions_per_passage: int = 3,
     max_seeds: int = 10_000,
     examples_per_request: int = 6,
     prompts_per_request: int = 8,
     min_prompt_chars: int = 8,
-    max_prompt_chars: int = 2_000,
+    max_prompt_chars: int = 2000,
     novelty_threshold: float = 0.7,
-    task_settings: dict[str, Any] = {},  # noqa: B006
-    max_new_tokens: int = 1_024,
+    task_settings: dict = {},  # noqa: B006
+    max_new_tokens: int = 1024,
     decoding: str = "sample",
     temperature: float = 0.7,
     top_p: float = 0.95,

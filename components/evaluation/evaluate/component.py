@@ -1,7 +1,5 @@
 """KFP interface of evaluate."""
 
-from typing import Any
-
 import slmops_images as images
 from kfp import dsl
 from kfp.dsl import Artifact, ClassificationMetrics, Dataset, Input, Metrics, Output
@@ -20,7 +18,7 @@ def evaluate(
     confusion: Output[ClassificationMetrics],
     variant: str = "full_precision",
     match: str = "exact",
-    task_settings: dict[str, Any] = {},  # noqa: B006
+    task_settings: dict = {},  # noqa: B006
     max_rows: int = 1_000_000,
     max_new_tokens: int = 256,
     batch_size: int = 32,

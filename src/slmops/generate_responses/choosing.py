@@ -43,7 +43,7 @@ class Choosing:
     def __init__(self, config: GenerateResponsesConfig) -> None:
         self.config = config
         self.tasks = Tasks(config.task_settings)
-        self.checks = Checks(config)
+        self.checks = Checks(config, config.min_agreement_fraction)
         self.decoding = Decoding(
             max_new_tokens=config.max_new_tokens,
             greedy=config.decoding == "greedy",

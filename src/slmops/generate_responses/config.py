@@ -34,6 +34,8 @@ class GenerateResponsesConfig(CheckSettings, TeacherSettings):
     choose_by: Literal["first", "agreement", "judge"] = "first"
     """Which is kept. `first`: the first that passes the checks; `agreement`: the one that most others agree with
     (self-consistency); `judge`: the one that the judge rates highest."""
+    min_agreement_fraction: float = Field(default=0.0, ge=0, le=1)
+    """With choose_by=agreement: drop a prompt if a smaller share of its answers agrees, 0 to 1."""
     judge: str = Field(default=FIRST_TEACHER, min_length=1)
     """Name of the teacher that judges, with choose_by=judge."""
     min_success_fraction: float = Field(default=0.98, ge=0, le=1)

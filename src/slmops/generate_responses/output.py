@@ -27,8 +27,8 @@ class Output:
         """Write to `directory`.
 
         Args:
-            identity: Of the teacher whose tokenizer and template the logits are about.
-            model: Its directory; None for an endpoint.
+            identity: Of the teachers whose logits are kept; they have one tokenizer and one template.
+            model: The directory of one of them; None if no logits are kept.
         """
         self.num_rows = 0
         self._directory, self._config, self._identity, self._model = directory, config, identity, model
@@ -56,7 +56,7 @@ class Output:
                         temperature=self._config.logits_temperature,
                         tokenizer_digest=str(self._identity["tokenizer_digest"]),
                         template_digest=str(self._identity["template_digest"]),
-                        teacher_digest=self._teacher_digest,
+                        teacher_digest=str(self._identity["digest"]),
                     ),
                 )
             )
@@ -101,4 +101,4 @@ class Output:
         return facts
 
     def _open(self, name: str) -> IO[str]:
-        return self._stack.enter_context(open(self._directory / name, "w", encoding="utf-8"))  # noqa: SIM115
+        return self._stack.enter_context(open(self._directory / name, "w", encoding="utf-8"))

@@ -108,9 +108,9 @@ class Session:
         self.choosing = Choosing(config)
         self.num_asked = self.num_tokens = 0
         self.identity: Mapping[str, str | int | float] = {}
-        """Of the teacher that was asked last; where logits are kept, all have the same tokenizer."""
+        """Of the teachers whose logits are kept; they have one tokenizer and one template."""
         self.model: Path | None = None
-        """Its directory; None for an endpoint."""
+        """The directory of one of them; None if no logits are kept."""
         self._failures: Counter[str] = Counter()
         self._work, self._stack = work / ANSWERS, stack
         self._specs = {spec.name: spec for spec in config.teachers()}
@@ -186,14 +186,15 @@ class Session:
         return answers
 
     def _check_tokenizer(self, identity: Mapping[str, str | int | float], directory: Path | None) -> None:
-        before, self.identity, self.model = self.identity, identity, directory
-        if before:
-            for name in ("tokenizer_digest", "template_digest"):
-                if before[name] != identity[name]:
-                    raise ConfigError(
-                        f"teachers have another {name.replace('_digest', '')} each, so their logits are not about the "
-                        "same tokens; use logits_top_k=0, or teachers of one family"
-                    )
+        before, self.model = self.identity, directory
+        for name in ("tokenizer_digest", "template_digest"):
+            if before.get(name, identity[name]) != identity[name]:
+                raise ConfigError(
+                    f"teachers have another {name.replace('_digest', '')} each, so their logits are not about the "
+                    "same tokens; use logits_top_k=0, or teachers of one family"
+                )
+        digests = [str(known["digest"]) for known in (before, identity) if known]
+        self.identity = {**identity, "digest": "+".join(digests)}
 
 
 def _fetch_models(

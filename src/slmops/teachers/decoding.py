@@ -166,8 +166,10 @@ class Decoder:
         sizes = []
         for row, count in zip(rows, counts, strict=True):
             size = 1
-            while chosen[at + size - 1] not in self.end_tokens and size < count and (
-                chosen[at + size - 1] == row.proposed[size - 1]
+            while (
+                chosen[at + size - 1] not in self.end_tokens
+                and size < count
+                and (chosen[at + size - 1] == row.proposed[size - 1])
             ):
                 size += 1
             row.tokens += chosen[at : at + size]
