@@ -108,6 +108,7 @@ def served_teacher(tiny_teacher: Path, tmp_path: Path) -> Iterator[str]:
 
 
 def test_a_teacher_behind_an_endpoint_teaches(tiny_model: Path, served_teacher: str, tmp_path: Path) -> None:
+    """Its answers come in three shards, and are merged."""
     rows = [
         {"request": r.messages[0].content, "command": r.completion, "kind": r.stratum} for r in commands(200, seed=3)
     ]
@@ -124,12 +125,13 @@ def test_a_teacher_behind_an_endpoint_teaches(tiny_model: Path, served_teacher: 
         prepare_data__split_by="seed",
         generate_responses__endpoint_model=MODEL_ID,
         generate_responses__max_rows=256,
+        generate_responses__num_shards=3,
         finetune__num_epochs=4,
         evaluate__match="exact",
     )
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
     record = json.loads((tmp_path / "run" / "run.json").read_text())
-    responses = artifacts.read(Path(record["tasks"]["generate-responses"]["outputs"]["responses"]))
+    responses = artifacts.read(Path(record["tasks"]["merge-responses"]["outputs"]["responses"]))
     assert responses.facts["teacher"] == MODEL_ID
     assert responses.facts["num_rows"] > 100, responses.facts
     assert (tmp_path / "store" / "v1" / "metadata" / "timestamp.json").is_file()
