@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import random
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -351,7 +352,7 @@ def test_the_report_shows_the_figures_and_escapes_the_texts(tmp_path: Path) -> N
     assert "<script" not in page
     assert "&lt;script&gt;" in page
     assert "http" not in page, "self-contained"
-    assert '<td>train</td><td class="number">34</td>' in page
+    assert re.search(r">train<[^0-9]{1,80}>34<", page)
 
 
 @pytest.mark.skipif(not BANKING77.is_file(), reason="the public data set banking77 does not lie beside the checkout")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,8 @@ from slmops.artifacts import Draft, Sidecar, file_digest, writing
 from slmops.errors import DataError
 from slmops.prepare_data.chats import BadRow, ChatMaker, as_dicts, digest_of_messages
 from slmops.prepare_data.config import PrepareDataConfig
+from slmops.prepare_data.findings import Findings, Lengths, LengthTally, Sample, SetAside, class_balance, funnel
+from slmops.prepare_data.findings import Source as Reading
 from slmops.prepare_data.readers import Row, reader_of
 from slmops.prepare_data.report import write_report
 from slmops.prepare_data.splitting import (
@@ -220,21 +223,34 @@ def _record(chat: Chat) -> dict[str, Any]:
 def _report(
     config: PrepareDataConfig, source: Source, parts: dict[Split, list[Chat]], facts: dict[str, Any], path: Path
 ) -> None:
-    counts = [
-        ("read", source.num_rows, ""),
-        ("bad", facts["num_bad"], "set aside"),
-        ("exact duplicates", facts["num_duplicates"], "left out"),
-        ("leaked", facts["num_leaked"], "left out of train or validation: another split has their prompt"),
-        ("prompts with contradicting completions", facts["num_contradictions"], "kept"),
-        *((split, len(parts[split]), "") for split in SPLITS),
-    ]
-    write_report(
-        path,
-        parts,
-        source.bad_rows,
+    rows = [chat for split in SPLITS for chat in parts[split]]
+    prompts, completions = LengthTally(), LengthTally()
+    prompts.add([sum(len(content) for _, content in chat.messages[:-1]) for chat in rows])
+    completions.add([len(chat.messages[-1][1]) for chat in rows])
+    classes: dict[str, Counter[str]] = {split: Counter(chat.stratum for chat in parts[split]) for split in SPLITS}
+    findings = Findings(
         name=config.source_uri.rsplit("/", 1)[-1],
-        source_uri=config.source_uri,
-        layout=source.layout,
-        seed=config.seed,
-        counts=counts,
+        source=Reading(config.source_uri, config.source_version, source.digest, 0, source.layout, "its first row"),
+        num_read=source.num_rows,
+        funnel=funnel(
+            source.num_rows,
+            [
+                ("bad", facts["num_bad"], "set aside"),
+                ("exact duplicates", source.num_duplicates, "left out"),
+                ("leaked by prompt", facts["num_leaked"], "another split has their prompt"),
+            ],
+        ),
+        splits={split: len(parts[split]) for split in SPLITS},
+        set_aside_reasons=Counter(bad["reason"] for bad in source.bad_rows),
+        set_aside=tuple(SetAside(bad["where"], "bad", bad["reason"], bad["row"]) for bad in source.bad_rows[:100]),
+        num_contradictions=facts["num_contradictions"],
+        class_column=config.stratify_by if config.stratify_by != "none" else "",
+        num_classes=len(set().union(*classes.values())),
+        classes=class_balance(classes, 30),
+        lengths=(
+            Lengths("prompts", "characters", prompts.histogram()),
+            Lengths("completions", "characters", completions.histogram()),
+        ),
+        samples=tuple(Sample(chat.id, "train", chat.messages) for chat in parts["train"][:5]),
     )
+    write_report(path, findings)
