@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from array import array
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -32,24 +33,28 @@ class Ragged(NamedTuple):
         return np.diff(self.starts)
 
 
-class _Memo(dict[str, int]):
-    """Hash of each word that was asked for."""
+class _Vocabulary(dict[str, int]):
+    """Numbers the words that it is asked for, and keeps the hash of each."""
+
+    def __init__(self) -> None:
+        self.hashes: list[int] = []
 
     def __missing__(self, word: str) -> int:
-        value = self[word] = xxhash.xxh3_64_intdigest(word.encode())
-        return value
+        number = self[word] = len(self.hashes)
+        self.hashes.append(xxhash.xxh3_64_intdigest(word.encode()))
+        return number
 
 
 def hash_words(texts: Sequence[str]) -> Ragged:
     """64-bit hashes of the words of each text, in order: runs of letters and digits, without case or punctuation."""
-    memo = _Memo()
-    flat: list[int] = []
+    vocabulary = _Vocabulary()
+    flat = array("l")
     starts = np.zeros(len(texts) + 1, np.int64)
     for row, text in enumerate(texts, 1):
         pattern = _ASCII_WORD if text.isascii() else _WORD
-        flat.extend(map(memo.__getitem__, pattern.findall(text.lower())))
+        flat.extend(map(vocabulary.__getitem__, pattern.findall(text.lower())))
         starts[row] = len(flat)
-    return Ragged(np.array(flat, np.uint64), starts)
+    return Ragged(np.array(vocabulary.hashes, np.uint64)[np.asarray(flat)], starts)
 
 
 def hash_runs(words: Ragged, length: int) -> Ragged:
