@@ -178,7 +178,7 @@ class ChatMaker:
 
     def task(self, columns: Mapping[str, Any]) -> str:
         """The task that the row's own column names, else the Config's."""
-        return self._tells_task and _value_or_nothing(columns, self.config.task_column) or self.config.task
+        return (self._tells_task and _value_or_nothing(columns, self.config.task_column)) or self.config.task
 
     def split(self, columns: Mapping[str, Any]) -> Split | None:
         """The split that the row's own column names; None if the seed decides.

@@ -8,15 +8,13 @@ rows at once, and candidates are found by sorting instead of a table of buckets,
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from slmops.prepare_data.words import Hashes, Indices, Ragged, mix
 
-if TYPE_CHECKING:
-    Signatures = npt.NDArray[np.uint16]
+Signatures = npt.NDArray[np.uint16]
 
 SHINGLE_WORDS = 5
 """Words in a row that are compared as one."""
@@ -31,7 +29,7 @@ class MinHasher:
     """Makes signatures whose share of equal values estimates the Jaccard similarity of two texts' shingles."""
 
     def __init__(self, threshold: float) -> None:
-        from datasketch import MinHash, MinHashLSH
+        from datasketch import MinHash, MinHashLSH  # type: ignore[import-untyped]
 
         weights = (FALSE_POSITIVE_WEIGHT, FALSE_NEGATIVE_WEIGHT)
         bands = MinHashLSH(threshold=threshold, num_perm=NUM_HASHES, weights=weights)
@@ -114,7 +112,7 @@ class Clusters:
 
     def apart(self, left: Indices, right: Indices) -> npt.NDArray[np.bool_]:
         """Which pairs of rows are in different clusters."""
-        return self._parent[self._rank[left]] != self._parent[self._rank[right]]
+        return np.not_equal(self._parent[self._rank[left]], self._parent[self._rank[right]])
 
     def roots(self) -> Indices:
         """[num_rows] the row that stands for the cluster of each row; itself where it is alone."""

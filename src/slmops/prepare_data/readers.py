@@ -13,6 +13,7 @@ from typing import IO, Any, AnyStr
 from slmops.errors import DataError, explain_os_errors
 from slmops.progress import Progress
 from slmops.records import MAX_LINE_BYTES
+from slmops.redaction import Redactor
 
 BATCH_BYTES = 8 * 1024 * 1024
 """Of a Parquet file, so much is decoded at once, as far as its row groups' sizes tell."""
@@ -251,7 +252,9 @@ def _header(path: Path, reader: Iterator[list[str]]) -> list[str]:
     _refuse_many_columns(path, len(header))
     doubled = sorted(name for name, count in Counter(header).items() if count > 1)
     if doubled:
-        raise DataError(f"{path}:1: the header names {doubled} more than once; give each column its own name")
+        # Without a header, the first row of data stands in its place.
+        shown = Redactor().redact(str(doubled[:10]))[0]
+        raise DataError(f"{path}:1: the header names {shown} more than once; give each column its own name")
     return header
 
 

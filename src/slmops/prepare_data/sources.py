@@ -19,7 +19,7 @@ from slmops.prepare_data.readers import READERS, Row, read_arrow
 from slmops.prepare_data.splitting import Split
 
 if TYPE_CHECKING:
-    from datasets import IterableDataset
+    from datasets import IterableDataset  # type: ignore[import-untyped]
 
 SAVED_DATASET, SAVED_DICT = "state.json", "dataset_dict.json"
 """Files that `datasets` leaves in a folder that it saved a Dataset or a DatasetDict to."""

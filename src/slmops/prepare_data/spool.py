@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -16,6 +16,7 @@ import numpy.typing as npt
 from slmops.errors import explain_full_disk
 
 JOURNAL = "journal.json"
+RECORDS_AT_ONCE = 65_536
 
 
 class Spool:
@@ -85,18 +86,40 @@ class Spool:
             return np.empty(0, dtype)
         return np.fromfile(self.directory / name, dtype, count, offset=start * dtype.itemsize)
 
+    def column(self, name: str, dtype: npt.DTypeLike, field: str) -> npt.NDArray[Any]:
+        """One field of all records, without holding the others in memory."""
+        dtype = np.dtype(dtype)
+        num_records = self.size(name) // dtype.itemsize
+        column = np.empty(num_records, dtype[field])
+        for start in range(0, num_records, RECORDS_AT_ONCE):
+            records = self.array(name, dtype, start, min(RECORDS_AT_ONCE, num_records - start))
+            column[start : start + len(records)] = records[field]
+        return column
+
+    def records(self, name: str, dtype: npt.DTypeLike, shape: tuple[int, ...], numbers: Any) -> npt.NDArray[Any]:
+        """[len(numbers), *shape] records of a fixed size, by number."""
+        width = np.dtype(dtype).itemsize * int(np.prod(shape))
+        with open(self.directory / name, "rb", buffering=0) as file:
+            descriptor = file.fileno()
+            data = b"".join([os.pread(descriptor, width, number * width) for number in numbers.tolist()])
+        return np.frombuffer(data, dtype).reshape(-1, *shape)
+
     def lines(self, name: str) -> Iterator[bytes]:
         """Lines of a text file."""
         if self.size(name):
             with open(self.directory / name, "rb") as file:
                 yield from file
 
-    def pieces(self, name: str, starts: Sequence[int], ends: Sequence[int]) -> Iterator[bytes]:
+    def pieces(self, name: str, starts: npt.NDArray[np.int64], ends: npt.NDArray[np.int64]) -> Iterator[bytes]:
         """Parts of a file in any order."""
+        if not len(starts):
+            return
         with open(self.directory / name, "rb", buffering=0) as file:
             descriptor = file.fileno()
-            for start, end in zip(starts, ends, strict=True):
-                yield os.pread(descriptor, end - start, start)
+            for first in range(0, len(starts), RECORDS_AT_ONCE):
+                some = slice(first, first + RECORDS_AT_ONCE)
+                for start, end in zip(starts[some].tolist(), ends[some].tolist(), strict=True):
+                    yield os.pread(descriptor, end - start, start)
 
     def _read_journal(self) -> dict[str, Any] | None:
         try:

@@ -15,7 +15,9 @@ Hashes = npt.NDArray[np.uint64]
 Indices = npt.NDArray[np.int64]
 
 # Scripts without spaces between words: each character counts as a word. (Thai to Myanmar, Khmer, kana, Han.)
-_SPACELESS = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_SPACELESS = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+)
 _ASCII_WORD = re.compile(r"[a-z0-9]+")
 _WORD = re.compile(rf"[{_SPACELESS}]|[^\W_{_SPACELESS}]+")
 
@@ -31,6 +33,11 @@ class Ragged(NamedTuple):
     @property
     def lengths(self) -> Indices:
         return np.diff(self.starts)
+
+    def pick(self, wanted: npt.NDArray[np.bool_]) -> Ragged:
+        """The lists that are wanted."""
+        lengths = self.lengths
+        return Ragged(self.values[np.repeat(wanted, lengths)], offsets(lengths[wanted]))
 
 
 class _Vocabulary(dict[str, int]):
