@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -205,7 +205,7 @@ class _Worker:
             counts = counts[counts <= self._config.max_tokens]
         if chunk:
             self._write(chunk, counts)
-        self._spool.commit(asdict(self._intake))
+        self._spool.commit(vars(self._intake))
         self._chunk, self._num_chars, self._num_rows = [], 0, 0
 
     def _taken(self, part: int, row: Row) -> _Taken:

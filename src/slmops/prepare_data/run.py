@@ -187,6 +187,7 @@ def _facts(source: Source, intake: Intake, selection: Selection, tokens: TokenCo
         "num_duplicates": selection.count(EXACT),
         "num_near_duplicates": selection.num_near_duplicates,
         "num_near_duplicate_clusters": selection.num_clusters,
+        "num_near_duplicates_removed": selection.count(NEAR),
         "num_leaked": selection.count(LEAKED_PROMPT) + selection.count(LEAKED_WORDS),
         "num_overlapping": selection.num_overlapping,
         "num_contradictions": selection.num_contradictions,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -124,7 +125,7 @@ def _fill(stratum: Any, need: Any) -> Any:
     chosen = np.empty(len(stratum), np.int8)
     starts = np.flatnonzero(np.r_[True, stratum[1:] != stratum[:-1]][: len(stratum)])
     owed = [0.0] * need.shape[1]
-    for start, end in zip(starts.tolist(), [*starts[1:].tolist(), len(stratum)], strict=True):
+    for start, end in pairwise([*starts.tolist(), len(stratum)]):
         for place, count in enumerate(_round(end - start, need[stratum[start]].tolist(), owed)):
             chosen[start : start + count] = place
             start += count

@@ -29,7 +29,7 @@ from slmops.prepare_data.findings import (
 )
 from slmops.prepare_data.findings import Source as Reading
 from slmops.prepare_data.intake import CHATS, ROW, ROWS, Intake, ShownText
-from slmops.prepare_data.selection import NEAR, STAGES, Selection
+from slmops.prepare_data.selection import STAGES, Selection
 from slmops.prepare_data.sources import Source
 from slmops.prepare_data.splitting import MIN_ROWS_PER_CLASS, SPLITS, Split
 from slmops.prepare_data.spool import Spool
@@ -79,7 +79,6 @@ def summarise(
     chats = _Chats(spool)
     classes, class_facts = _classes(config, spool, order, chats)
     lengths, length_facts = _lengths(config, spool, order, tokens)
-    num_near = selection.count(NEAR)
     findings = Findings(
         name=config.source_uri.rstrip("/").rsplit("/", 1)[-1],
         source=Reading(
@@ -113,7 +112,6 @@ def summarise(
         durations_s=phases.durations_s,
     )
     facts: dict[Split, dict[str, Any]] = {split: length_facts[split] | class_facts for split in order}
-    facts["train"]["num_near_removed"] = num_near
     return Summary(findings, facts)
 
 
