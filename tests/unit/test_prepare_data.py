@@ -456,7 +456,7 @@ def test_any_text_survives_csv_and_jsonl(
 
 @given(texts)
 def test_a_template_inserts_values_as_they_are(value: str) -> None:
-    assert Template("prompt_template", "<{a}>{{a}}").fill({"a": value}) == f"<{value}>{{a}}"
+    assert Template("prompt_template", "<{a}>{{a}}").fill([value]) == f"<{value}>{{a}}"
 
 
 def test_rows_file_is_named_as_every_step_expects(tmp_path: Path) -> None:

@@ -80,23 +80,18 @@ class Template:
         if not self.columns:
             raise ConfigError(f"{setting}: names no column, so all rows would be alike, got {text!r}")
 
-    def values(self, columns: Mapping[str, Any]) -> str:
-        """The row's values alone, one below the other.
+    def values(self, columns: Mapping[str, Any]) -> list[str]:
+        """The row's values, one for each pair of braces.
 
         Raises:
             BadRow: a column is absent or empty.
         """
-        return "\n".join(value_text(columns, column) for column in self.columns)
+        return [value_text(columns, column) for column in self.columns]
 
-    def fill(self, columns: Mapping[str, Any]) -> str:
-        """The text with the row's values.
-
-        Raises:
-            BadRow: a column is absent or empty.
-        """
-        return "".join(
-            literal + (value_text(columns, column) if column is not None else "") for literal, column in self._parts
-        )
+    def fill(self, values: Sequence[str]) -> str:
+        """The text with these values."""
+        rest = iter(values)
+        return "".join(literal if column is None else literal + next(rest) for literal, column in self._parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,8 +144,9 @@ class ChatMaker:
         """
         own: tuple[str, str] | None = None
         if self._prompt and self._completion:
-            messages: Messages = (("user", self._prompt.fill(columns)), ("assistant", self._completion.fill(columns)))
-            own = self._prompt.values(columns), self._completion.values(columns)
+            prompt, completion = self._prompt.values(columns), self._completion.values(columns)
+            messages: Messages = (("user", self._prompt.fill(prompt)), ("assistant", self._completion.fill(completion)))
+            own = "\n".join(prompt), "\n".join(completion)
         elif self.layout == "alpaca":
             messages = _read_alpaca(columns)
         elif self.layout == "sharegpt":

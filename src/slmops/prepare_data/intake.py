@@ -277,7 +277,8 @@ class _Worker:
                 self._redacted(content) if len(content) <= MAX_CACHED_CHARS else self._redact_text(content)
             )
             redacted.append((role, content))
-            found += counts
+            if counts:
+                found.update(counts)
         if not found:
             return messages
         self._intake.num_pii_rows += 1

@@ -105,7 +105,7 @@ def _find_near_duplicates(
     rank[order] = np.arange(len(ids))
     rows = np.flatnonzero((selection.stages == 0) & spool.column(ROWS, ROW, "has_words"))
     found = cluster(
-        _bands(spool, chunk_rows),
+        bands_of(spool, chunk_rows),
         rows,
         rank,
         lambda numbers: spool.records(SIGNATURES, np.uint16, (NUM_HASHES,), numbers),
@@ -119,7 +119,7 @@ def _find_near_duplicates(
         selection.take_out(others & (marked != TEST), NEAR)
 
 
-def _bands(spool: Spool, chunk_rows: Sequence[int]) -> Iterator[Hashes]:
+def bands_of(spool: Spool, chunk_rows: Sequence[int]) -> Iterator[Hashes]:
     """The hashes of one band after the other, of all rows."""
     num_rows = sum(chunk_rows)
     num_bands = spool.size(BANDS) // (8 * num_rows)
