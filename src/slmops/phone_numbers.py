@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 
 import phonenumbers
 from phonenumbers import NumberParseException, PhoneMetadata, PhoneNumber, PhoneNumberType
@@ -12,33 +13,29 @@ from slmops.errors import ConfigError
 
 Span = tuple[int, int]
 
-NUMBER = re.compile(r"[0-9](?:[ ._/()\-]{0,3}[0-9]){6,}")
-"""Digits with at most three separators between two of them: a phone number, a card, or several in a row."""
-_GROUP = re.compile(r"[0-9]+")
-
-_CONTEXT = re.compile(
-    r"(?i)(?<!\[)\b(?:(?:tele)?phone|tel(?:efono?|efoon|éfono|éphone)?|mobile?|mobiel|cell(?:phone)?|call|fax|sms|"
-    r"whatsapp|signal|handy(?:nummer)?|telefonnummer|rufnummer|mobilnummer|portable|ring|dial|hotline|text me|"
-    r"reach (?:me|us)|contact (?:me|us)|(?:my|phone|contact|mobile) number)\b"
+_WORD = re.compile(r"[^\W\d_]+|#")
+_CONTEXT = frozenset(
+    _WORD.findall(
+        """phone telephone téléphone telefon teléfono telefono telefone telefoon tel mobile mobil mobiel móvil cell fax sms
+        cellphone whatsapp handy handynummer telefonnummer rufnummer mobilnummer portable call ring dial hotline reach
+        contact"""
+    )
 )
 """Words that say that digits behind them are a phone number."""
-_CONTEXT_CHARS = 40
-
-_OTHER_NUMBER = re.compile(
-    r"(?i)(?:\b(?:isbn|issn|ean|upc|sku|order|invoice|ticket|case|tracking|serial|ref(?:erence)?|article|item|part|"
-    r"model|batch|lot|id|bestellnummer|bestellung|rechnung|rechnungsnummer|auftrag|kundennummer|artikelnummer|commande|"
-    r"facture)\b(?:[ .:#]*(?:no|nr|number|id|code)\b)?|#)[ .:#]*$"
+_OTHER_NUMBER = frozenset(
+    _WORD.findall(
+        """# isbn issn ean upc sku order invoice ticket case tracking serial ref reference article item part model batch lot
+        id bestellnummer bestellung rechnung rechnungsnummer auftrag kundennummer artikelnummer commande facture"""
+    )
 )
-"""What stands before bare digits that are something else."""
+"""Words that say that they are something else."""
+_FILLERS = frozenset(["no", "nr", "number", "num", "code", "id", "#"])
+"""What may stand between such a word and the digits."""
+_CONTEXT_CHARS = 40
 
 _SUBSCRIBERS = (PhoneNumberType.MOBILE, PhoneNumberType.FIXED_LINE, PhoneNumberType.FIXED_LINE_OR_MOBILE)
 _NORTH_AMERICAN = re.compile(r"1?[2-9][0-9]{2}[2-9][0-9]{6}")
 _MAX_NATIONAL_DIGITS = 12
-
-
-def groups_of(text: str, number: re.Match[str]) -> list[Span]:
-    """Where the digits of a `NUMBER` stand that nothing separates."""
-    return [group.span() for group in _GROUP.finditer(text, number.start(), number.end())]
 
 
 class PhoneFinder:
@@ -65,10 +62,13 @@ class PhoneFinder:
             else:
                 self._bare.append(region)
 
-    def spans(self, text: str) -> Iterator[Span]:
-        """Where phone numbers stand in `text`, which has ASCII digits, plain spaces and plain dashes."""
-        for number in NUMBER.finditer(text):
-            candidate = _Candidate(text, number)
+    def spans(self, text: str, runs: Iterable[Sequence[Span]]) -> Iterator[Span]:
+        """Where phone numbers stand in `text`, which has plain spaces and dashes.
+
+        `runs` are the groups of digits that stand close enough together for one number, or for several.
+        """
+        for groups in runs:
+            candidate = _Candidate(text, groups)
             first = 0
             while first < len(candidate.groups):
                 last = self._match(candidate, first)
@@ -132,12 +132,26 @@ class PhoneFinder:
 class _Candidate:
     """Digits in a text, and what stands around them."""
 
-    def __init__(self, text: str, number: re.Match[str]) -> None:
-        self._text = text
-        self.groups = groups_of(text, number)
-        before = text[max(0, number.start() - _CONTEXT_CHARS) : number.start()]
-        self.has_context = bool(_CONTEXT.search(before))
-        self.is_other_number = bool(_OTHER_NUMBER.search(before)) and not self.has_context
+    def __init__(self, text: str, groups: Sequence[Span]) -> None:
+        self._text, self.groups = text, groups
+
+    @cached_property
+    def has_context(self) -> bool:
+        return not _CONTEXT.isdisjoint(self._words)
+
+    @cached_property
+    def is_other_number(self) -> bool:
+        words = self._words
+        if len(words) > 1 and words[-1] in _FILLERS:
+            return words[-2] in _OTHER_NUMBER or words[-1] == "#"
+        return bool(words) and words[-1] in _OTHER_NUMBER
+
+    @cached_property
+    def _words(self) -> list[str]:
+        """What stands before the digits; a placeholder says nothing about what follows it."""
+        start = self.groups[0][0]
+        before = self._text[max(0, start - _CONTEXT_CHARS) : start].replace("[PHONE]", "")
+        return _WORD.findall(before.lower())
 
     def digits(self, first: int, last: int) -> str:
         return "".join(self._text[start:end] for start, end in self.groups[first : last + 1])

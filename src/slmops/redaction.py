@@ -24,11 +24,15 @@ from collections.abc import Iterable, Iterator
 from typing import Literal, get_args
 
 from slmops.errors import ConfigError
-from slmops.phone_numbers import NUMBER, PhoneFinder, Span, groups_of
+from slmops.phone_numbers import PhoneFinder, Span
 
 Kind = Literal["email", "phone", "card", "iban", "ip"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 REGIONS = ("US", "GB", "DE", "FR")
+
+_GROUP = re.compile(r"[0-9]+")
+_SEPARATORS = " ._/()-"
+"""What may stand between the groups of digits of one number, three of them at most."""
 
 # What UTF-8 bytes of a text have to be looked at: ASCII digits, `@`, `:` and the lead bytes of scripts that have digits
 # or full-width forms of their own. In all other bytes nothing can hide.
@@ -72,23 +76,26 @@ class Redactor:
         To redact a second time changes nothing, as far as names are not concerned.
         """
         counts: Counter[str] = Counter()
-        if text.encode("utf-8", "surrogatepass").translate(None, _HARMLESS):
-            # What is left beside a placeholder may be a value in its own right: look again until nothing is found.
-            while found := self._find(text):
-                text = _replace(text, found)
-                counts.update(kind for _, _, kind in found)
+        # What is left beside a placeholder may be a value in its own right: look again until nothing is found.
+        while marks := text.encode("utf-8", "surrogatepass").translate(None, _HARMLESS):
+            found = self._find(text, marks)
+            if not found:
+                break
+            text = _replace(text, found)
+            counts.update(kind for _, _, kind in found)
         if self._names is not None:
             found = [(start, end, "name") for start, end in self._names.spans(text)]
             text = _replace(text, found)
             counts.update(kind for _, _, kind in found)
         return text, counts
 
-    def _find(self, text: str) -> list[tuple[int, int, str]]:
-        """(start, end, kind) of what is found, in order, without overlaps."""
+    def _find(self, text: str, marks: bytes) -> list[tuple[int, int, str]]:
+        """(start, end, kind) of what is found, in order, without overlaps; `marks` are its suspicious bytes."""
         folded, positions = _fold(text)
-        marks = folded.encode("utf-8", "surrogatepass").translate(None, _NO_MARKS)
-        num_ats, num_colons = marks.count(b"@"), marks.count(b":")
-        num_digits = len(marks) - num_ats - num_colons
+        if not marks.isascii():
+            marks = folded.encode("utf-8", "surrogatepass").translate(None, _NO_MARKS)
+        num_colons, num_ats = marks.count(b":"), marks.count(b"@")
+        num_digits = len(marks) - num_colons - num_ats
         found: list[tuple[int, int, str]] = []
 
         def take(kind: Kind, spans: Iterable[Span]) -> None:
@@ -96,23 +103,25 @@ class Redactor:
             nonlocal folded
             for start, end in spans:
                 found.append((start, end, kind))
-                folded = folded[:start] + "\0" * (end - start) + folded[end:]
+                folded = _blank(folded, start, end)
 
         if num_ats and "email" in self.kinds:
             take("email", _emails(folded))
-        if "ip" in self.kinds:
-            if num_colons >= 2:
-                take("ip", _ipv6_addresses(folded))
-            if num_digits >= 4:
-                take("ip", _ipv4_addresses(folded))
-        if num_digits >= 2 and "iban" in self.kinds:
-            take("iban", _ibans(folded))
-        if num_digits >= 7:
-            folded = _DATE.sub(lambda date: "\0" * len(date[0]), folded)
-            if num_digits >= 13 and "card" in self.kinds:
-                take("card", _cards(folded))
-            if self._phones is not None:
-                take("phone", self._phones.spans(folded))
+        if "ip" in self.kinds and (num_colons >= 6 or "::" in folded):
+            take("ip", _ipv6_addresses(folded))
+        if num_digits >= 4:
+            runs = _runs(folded)
+            if "ip" in self.kinds:
+                take("ip", _ipv4_addresses(folded, runs))
+            if "iban" in self.kinds:
+                take("iban", _ibans(folded, runs))
+            runs = _long_runs(folded) if found else [run for run in runs if _num_digits(run) >= 7]
+            if runs:
+                folded = _without_dates(folded, runs)
+                if "card" in self.kinds:
+                    take("card", _cards(folded, _long_runs(folded)))
+                if self._phones is not None:
+                    take("phone", self._phones.spans(folded, _long_runs(folded)))
         found.sort()
         if positions is None:
             return found
@@ -125,6 +134,33 @@ def _replace(text: str, found: list[tuple[int, int, str]]) -> str:
         parts += [text[at:start], f"[{kind.upper()}]"]
         at = end
     return "".join([*parts, text[at:]])
+
+
+def _blank(text: str, start: int, end: int) -> str:
+    return text[:start] + "\0" * (end - start) + text[end:]
+
+
+def _runs(text: str) -> list[list[Span]]:
+    """Groups of digits, those together between which only separators stand."""
+    runs: list[list[Span]] = []
+    until = -4
+    for group in _GROUP.finditer(text):
+        start, end = group.span()
+        if start - until <= 3 and not text[until:start].strip(_SEPARATORS):
+            runs[-1].append((start, end))
+        else:
+            runs.append([(start, end)])
+        until = end
+    return runs
+
+
+def _long_runs(text: str) -> list[list[Span]]:
+    """Those that a phone number or a card fits into."""
+    return [run for run in _runs(text) if _num_digits(run) >= 7]
+
+
+def _num_digits(run: list[Span]) -> int:
+    return sum(end - start for start, end in run)
 
 
 class _Folding(dict[int, str]):
@@ -180,6 +216,13 @@ _DATE = re.compile(
 """Dates, and times without separators such as 20240131235959: neither phone numbers nor cards."""
 
 
+def _without_dates(text: str, runs: list[list[Span]]) -> str:
+    for run in runs:
+        for date in _DATE.finditer(text, run[0][0], run[-1][1]):
+            text = _blank(text, *date.span())
+    return text
+
+
 # ---- e-mail addresses ----
 
 _DOMAIN = re.compile(
@@ -233,8 +276,8 @@ _IPV6_IN_USE = re.compile(r"(?i)[23][0-9a-f]{3}|f[cd][0-9a-f]{2}|fe[89ab][0-9a-f
 """First groups of addresses that are handed out: global, unique local, link-local, multicast (RFC 4291, 4193)."""
 
 
-def _ipv4_addresses(text: str) -> Iterator[Span]:
-    for found in _IPV4.finditer(text):
+def _ipv4_addresses(text: str, runs: list[list[Span]]) -> Iterator[Span]:
+    for found in (found for run in runs if len(run) >= 4 for found in _IPV4.finditer(text, run[0][0], run[-1][1])):
         if all(int(part) < 256 for part in found[0].split(".")):
             before = text[max(0, found.start() - 12) : found.start()]
             if not _NOT_AN_ADDRESS.search(before):
@@ -290,6 +333,7 @@ countries outside of it that use the form all the same."""
 
 _CHARACTERS = {"n": "[0-9]", "a": "[A-Za-z]", "c": "[0-9A-Za-z]"}
 _GAP = r"[ .\-]{0,2}"
+_WITHOUT_GAPS = str.maketrans("", "", " .-")
 
 
 def _iban_pattern(form: str) -> re.Pattern[str]:
@@ -298,19 +342,21 @@ def _iban_pattern(form: str) -> re.Pattern[str]:
 
 
 _IBANS = {country: _iban_pattern(form) for country, form in _IBAN_FORMS}
-_CHECK_DIGITS = re.compile(rf"(?<![0-9])[0-9](?={_GAP}[0-9](?:{_GAP}[0-9A-Za-z]){{11}})")
 _COUNTRY = re.compile(rf"([A-Za-z]){_GAP}([A-Za-z]){_GAP}$")
 
 
-def _ibans(text: str) -> Iterator[Span]:
+def _ibans(text: str, runs: list[list[Span]]) -> Iterator[Span]:
     floor = 0
-    for digit in _CHECK_DIGITS.finditer(text):
-        country = _COUNTRY.search(text, max(floor, digit.start() - 6), digit.start())
-        if country is None or digit.start() < floor:
+    for start in (start for run in runs for start, _ in run):
+        # Two letters stand before the check digits, and the check digits before at least eleven characters.
+        if start < max(floor, 2) or len(text) < start + 13:
             continue
-        code = (country[1] + country[2]).upper()
-        rest = _IBANS[code].match(text, digit.start()) if code in _IBANS else None
-        if rest and _has_iban_check_digits(code, re.sub(r"[ .\-]", "", rest[0]).upper()):
+        code = text[max(floor, start - 6) : start].translate(_WITHOUT_GAPS)[-2:].upper()
+        if code not in _IBANS:
+            continue
+        country = _COUNTRY.search(text, max(floor, start - 6), start)
+        rest = _IBANS[code].match(text, start)
+        if country and rest and _has_iban_check_digits(code, rest[0].translate(_WITHOUT_GAPS).upper()):
             yield country.start(), rest.end()
             floor = rest.end()
 
@@ -323,9 +369,8 @@ def _has_iban_check_digits(country: str, rest: str) -> bool:
 # ---- payment cards ----
 
 
-def _cards(text: str) -> Iterator[Span]:
-    for number in NUMBER.finditer(text):
-        groups = groups_of(text, number)
+def _cards(text: str, runs: list[list[Span]]) -> Iterator[Span]:
+    for groups in runs:
         digits = [text[start:end] for start, end in groups]
         if sum(map(len, digits)) < 13:
             continue
