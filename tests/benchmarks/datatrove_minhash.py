@@ -6,6 +6,7 @@ python datatrove_minhash.py WORDS BANDS BAND_SIZE SOURCE DIRECTORY
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from datatrove.executor import LocalPipelineExecutor
 from datatrove.pipeline.dedup import (
@@ -28,7 +29,7 @@ class BetweenSpaces:
         return text.split()
 
 
-def row(self: object, data: dict, path: str, id_in_file: int) -> dict:
+def row(self: object, data: dict[str, Any], path: str, id_in_file: int) -> dict[str, Any]:
     """What datatrove calls a document: the same text that slmops compares."""
     return {"text": f"{data['prompt']} {data['completion']}", "id": str(id_in_file), "metadata": {}}
 

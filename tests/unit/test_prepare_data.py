@@ -19,8 +19,9 @@ from slmops import artifacts
 from slmops.errors import ArtifactError, ConfigError, DataError, StoreError, UserError
 from slmops.prepare_data.chats import Template
 from slmops.prepare_data.config import PrepareDataConfig
+from slmops.prepare_data.intake import BAD_ROWS
 from slmops.prepare_data.readers import read_csv, read_jsonl
-from slmops.prepare_data.run import BAD_ROWS, PreparedData, run
+from slmops.prepare_data.run import PreparedData, run
 from slmops.prepare_data.splitting import SPLITS, Split, leaked_prompts, split_by_seed
 from slmops.records import ROWS, ChatRecord, read_records
 from slmops.storage import open_store

@@ -133,7 +133,6 @@ class ChatMaker:
             self._prompt = Template("prompt_template", config.prompt_template)
             self._completion = Template("completion_template", config.completion_template)
         self._turns = next((name for name in TURN_COLUMNS[self.layout] if name in columns), "")
-        self._tells_task = config.task_column in columns
         self._check_columns(columns)
 
     def chat(self, columns: Mapping[str, Any]) -> Chat:
@@ -174,7 +173,7 @@ class ChatMaker:
 
     def task(self, columns: Mapping[str, Any]) -> str:
         """The task that the row's own column names, else the Config's."""
-        return (self._tells_task and _value_or_nothing(columns, self.config.task_column)) or self.config.task
+        return _value_or_nothing(columns, self.config.task_column) or self.config.task
 
     def split(self, columns: Mapping[str, Any]) -> Split | None:
         """The split that the row's own column names; None if the seed decides.

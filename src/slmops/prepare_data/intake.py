@@ -138,8 +138,8 @@ def take_in(config: PrepareDataConfig, source: Source, spool: Spool, tokens: Tok
 class ShownText:
     """Text that may be shown to people: without personal data, in UTF-8, and short."""
 
-    def __init__(self) -> None:
-        self._redactor = Redactor()
+    def __init__(self, config: PrepareDataConfig) -> None:
+        self._redactor = Redactor(names=config.pii_names)
 
     def of(self, text: str, max_chars: int = MAX_SHOWN_CHARS) -> str:
         """The beginning of `text` as it may be shown."""
@@ -164,7 +164,7 @@ class _Worker:
         self, config: PrepareDataConfig, source: Source, spool: Spool, tokens: TokenCounter | None, intake: Intake
     ) -> None:
         self._config, self._source, self._spool, self._tokens, self._intake = config, source, spool, tokens, intake
-        self._shown = ShownText()
+        self._shown = ShownText(config)
         self._redactor = Redactor(names=config.pii_names) if config.pii != "off" else None
         self._redacted = lru_cache(maxsize=1024)(self._redact_text)
         self._length = LengthFilter(config.min_chars, config.max_chars)
@@ -221,7 +221,7 @@ class _Worker:
         if self._language and (reason := self._language.reason(f"{chat.own_prompt}\n{chat.own_completion}")):
             raise _SetAside("language", reason, text)
         stratum = maker.stratum(row.columns, messages)
-        if self._redactor and self._config.stratify_by != "completion":
+        if self._config.stratify_by != "completion":  # which is redacted
             stratum = self._redacted(stratum)[0]
         return _Taken(
             part,
@@ -232,7 +232,7 @@ class _Worker:
             chat.own_completion,
             stratum,
             maker.group(row.columns),
-            maker.task(row.columns),
+            self._redacted(maker.task(row.columns))[0],
         )
 
     def _first(self, columns: Mapping[str, Any]) -> ChatMaker:

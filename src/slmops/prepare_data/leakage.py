@@ -9,36 +9,51 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import numpy as np
-import numpy.typing as npt
 
 from slmops.prepare_data.splitting import UNDECIDED, Codes, Mask
-from slmops.prepare_data.words import Hashes, Indices
+from slmops.prepare_data.words import Hashes, Indices, Ragged, offsets
 
-MAX_COMMON = 10
-"""A run that train has more often is boilerplate, such as an instruction that many prompts repeat."""
+MAX_COMMON, MAX_COMMON_FRACTION = 10, 0.05
+"""A run that train has more often is boilerplate, such as an instruction that many prompts repeat; in small data sets
+so is one that more than this share of the rows has, if it has more than two."""
 RUNS_AT_ONCE = 4_000_000
 """Runs of held-out rows that are held in memory at a time, 8 bytes each."""
 _FILTER_BITS = 26
 
-Chunks = Callable[[], Iterator[tuple[Indices, Hashes, Indices]]]
-"""Gives (rows, runs, owner): row numbers, and runs with the place in `rows` of the row that each is from."""
+Chunks = Callable[[], Iterator[tuple[Indices, Ragged]]]
+"""Gives (row numbers, the runs of each row in order) of some thousand rows after the other."""
 
 
-def overlapping(chunks: Chunks, codes: Codes, train: int) -> Mask:
+def overlapping(chunks: Chunks, codes: Codes, train: int, run_words: int) -> Mask:
     """[num_rows] rows of train that share a run with a row of another split; code -1 is for rows in no split.
 
-    Memory holds RUNS_AT_ONCE runs, however many rows there are; for more held-out rows, train is read again.
+    A run counts only if none of its words are part of boilerplate: else its last words, and whatever comes next, would
+    be a run that few rows share. Memory holds RUNS_AT_ONCE runs, however many rows there are; for more held-out rows,
+    train is read again.
     """
     found = np.zeros(len(codes), np.bool_)
+    max_common = max(2, min(MAX_COMMON, int(MAX_COMMON_FRACTION * (codes == train).sum())))
     for held_out in _held_out(chunks, codes, train):
         wanted = _Lookup(held_out)
         counts = np.zeros(len(held_out), np.int64)
-        for _, places in _hits(chunks, codes, train, wanted):
-            counts += np.bincount(places, minlength=len(counts))
-        telling = counts <= MAX_COMMON
-        for rows, places in _hits(chunks, codes, train, wanted):
-            found[rows[telling[places]]] = True
-    return found
+        for rows, runs in chunks():
+            which, places = wanted.find(runs.values)
+            counts += np.bincount(places[(codes[rows] == train)[runs.owners[which]]], minlength=len(counts))
+        for rows, runs in chunks():
+            which, places = wanted.find(runs.values)
+            common = counts[places] > max_common
+            telling = which[~common & ~_near(which[common], which, runs, run_words)]
+            found[rows[runs.owners[telling]]] = True
+    return np.logical_and(found, codes == train)
+
+
+def _near(common: Indices, which: Indices, runs: Ragged, run_words: int) -> Mask:
+    """Which runs share a word with one of the runs `common`, in the same row."""
+    before = offsets(np.bincount(common, minlength=len(runs.values)))
+    owners = runs.owners[which]
+    first = np.maximum(which - run_words + 1, runs.starts[owners])
+    last = np.minimum(which + run_words, runs.starts[owners + 1])
+    return np.asarray(before[last] > before[first])
 
 
 class _Lookup:
@@ -62,20 +77,12 @@ def _held_out(chunks: Chunks, codes: Codes, train: int) -> Iterator[Hashes]:
     """Runs of the rows that judge, sorted, each once, so many at a time."""
     gathered: list[Hashes] = []
     size = 0
-    for rows, runs, owner in chunks():
+    for rows, runs in chunks():
         judging = (codes[rows] != UNDECIDED) & (codes[rows] != train)
-        gathered.append(np.unique(runs[judging[owner]]))
+        gathered.append(np.unique(runs.pick(judging).values))
         size += len(gathered[-1])
         if size > RUNS_AT_ONCE:
             yield np.unique(np.concatenate(gathered))
             gathered, size = [], 0
     if size:
         yield np.unique(np.concatenate(gathered))
-
-
-def _hits(chunks: Chunks, codes: Codes, train: int, wanted: _Lookup) -> Iterator[tuple[Indices, npt.NDArray[np.int64]]]:
-    """(row, place of the run in `wanted`) of each run of train that is wanted."""
-    for rows, runs, owner in chunks():
-        in_train = np.flatnonzero((codes[rows] == train)[owner])
-        which, places = wanted.find(runs[in_train])
-        yield rows[owner[in_train[which]]], places

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,7 +45,7 @@ MIN_ROWS = 10
 MAX_SHOWN_BAD = 5
 MAX_EXAMPLES = 30
 """Rows of each stage that the report shows."""
-SPOOL_VERSION = 1
+SPOOL_VERSION = "1"
 
 
 class PreparedData(NamedTuple):
@@ -80,11 +79,13 @@ def run(
     """
     train.parent.mkdir(parents=True, exist_ok=True)
     phases = Phases()
-    with tempfile.TemporaryDirectory(prefix=f"{STEP}-", dir=train.parent) as directory:
+    with _unfinished(config, train) as directory:
         with phases.timed("recognise"):
             tokens = TokenCounter(tokenizer) if tokenizer else None
-            source = open_source(config.source_uri, Path(directory))
-        with _spool(config, source, tokens, train) as spool:
+            source = open_source(config.source_uri, directory)
+        key = {"spool": SPOOL_VERSION, "slmops": __version__, "source": source.digest}
+        key["tokenizer"] = tokens.digest if tokens else "none"
+        with Spool(directory / "spool", key) as spool:
             with phases.timed("read"):
                 intake = take_in(config, source, spool, tokens)
             _check_bad(config, spool, intake)
@@ -95,18 +96,11 @@ def run(
 
 
 @contextmanager
-def _spool(config: PrepareDataConfig, source: Source, tokens: TokenCounter | None, output: Path) -> Iterator[Spool]:
-    """Where the first pass is kept; gone when the step is done, or fails in a way that it would fail in again."""
-    key = {
-        "spool": SPOOL_VERSION,
-        "slmops": __version__,
-        "source": source.digest,
-        "tokenizer": tokens.digest if tokens else None,
-    }
+def _unfinished(config: PrepareDataConfig, output: Path) -> Iterator[Path]:
+    """The directory for unfinished work; gone when the step is done, or fails in a way that it would fail in again."""
     directory = work_dir(STEP, config, [], output)
     try:
-        with Spool(directory, key) as spool:
-            yield spool
+        yield directory
     except DiskFullError:
         raise
     except UserError:
@@ -264,7 +258,7 @@ def _write_set_aside(
     rows = np.flatnonzero(selection.stages)
     if not len(rows) and not spool.size(SET_ASIDE):
         return examples.found
-    shown = ShownText()
+    shown = ShownText(config)
     ends = spool.column(ROW_NUMBERS, ROW, "end")
     parts, lines = (spool.column(ROW_NUMBERS, ROW, name) for name in ("part", "line"))
     starts = np.r_[np.int64(0), ends[:-1]]

@@ -25,7 +25,7 @@ from slmops.prepare_data.splitting import (
     split_by_seed,
 )
 from slmops.prepare_data.spool import Spool
-from slmops.prepare_data.words import Hashes, Indices, offsets
+from slmops.prepare_data.words import Hashes, Indices, Ragged, offsets
 from slmops.progress import log
 
 TRAIN, VALIDATION, TEST = range(3)
@@ -196,17 +196,16 @@ def _units(config: PrepareDataConfig, spool: Spool, selection: Selection, kept: 
 def _find_shared_runs(config: PrepareDataConfig, spool: Spool, selection: Selection, chunk_rows: Sequence[int]) -> None:
     num_runs = spool.column(ROWS, ROW, "num_runs").astype(np.int64)
 
-    def chunks() -> Iterator[tuple[Indices, Hashes, Indices]]:
+    def chunks() -> Iterator[tuple[Indices, Ragged]]:
         first_row = first_run = 0
         for count in chunk_rows:
-            lengths = num_runs[first_row : first_row + count]
-            total = int(offsets(lengths)[-1])
-            runs = spool.array(RUNS, np.uint64, first_run, total)
-            yield np.arange(first_row, first_row + count), runs, np.repeat(np.arange(count), lengths)
+            starts = offsets(num_runs[first_row : first_row + count])
+            runs = Ragged(spool.array(RUNS, np.uint64, first_run, int(starts[-1])), starts)
+            yield np.arange(first_row, first_row + count), runs
             first_row += count
-            first_run += total
+            first_run += len(runs.values)
 
-    shared = overlapping(chunks, selection.codes, TRAIN)
+    shared = overlapping(chunks, selection.codes, TRAIN, config.leakage_ngram)
     selection.num_overlapping = int(shared.sum())
     if config.leakage == "remove":
         selection.take_out(shared, LEAKED_WORDS)

@@ -76,7 +76,7 @@ def summarise(
     phases: Phases,
 ) -> Summary:
     """Figures of the rows in each split, taken from the numbers on disk a column at a time."""
-    chats = _Chats(spool)
+    chats = _Chats(config, spool)
     classes, class_facts = _classes(config, spool, order, chats)
     lengths, length_facts = _lengths(config, spool, order, tokens)
     findings = Findings(
@@ -118,10 +118,10 @@ def summarise(
 class _Chats:
     """Reads single rows that are to be shown."""
 
-    def __init__(self, spool: Spool) -> None:
+    def __init__(self, config: PrepareDataConfig, spool: Spool) -> None:
         self._spool = spool
         self._ends = spool.column(ROWS, ROW, "end")
-        self._shown = ShownText()
+        self._shown = ShownText(config)
 
     def record(self, row: int) -> dict[str, Any]:
         start = self._ends[row - 1] if row else 0

@@ -34,6 +34,11 @@ class Ragged(NamedTuple):
     def lengths(self) -> Indices:
         return np.diff(self.starts)
 
+    @property
+    def owners(self) -> Indices:
+        """[n] the number of the list that each value is in."""
+        return np.repeat(np.arange(len(self.starts) - 1), self.lengths)
+
     def pick(self, wanted: npt.NDArray[np.bool_]) -> Ragged:
         """The lists that are wanted."""
         lengths = self.lengths
