@@ -54,7 +54,10 @@ class NameFinder:
         taken = [placeholder.span() for placeholder in _PLACEHOLDER.finditer(text)]
         spans: list[tuple[int, int]] = []
         for start, end in sorted((result.start, result.end) for result in results):
-            start = max(start, spans[-1][1] if spans else 0)
-            if start < end and not any(at < end and start < until for at, until in taken):
+            if any(at < end and start < until for at, until in taken):
+                continue
+            if spans and start < spans[-1][1]:
+                spans[-1] = (spans[-1][0], max(spans[-1][1], end))
+            else:
                 spans.append((start, end))
         return spans

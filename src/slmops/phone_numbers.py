@@ -16,16 +16,16 @@ Span = tuple[int, int]
 _WORD = re.compile(r"[^\W\d_]+|#")
 _CONTEXT = frozenset(
     _WORD.findall(
-        """phone telephone téléphone telefon teléfono telefono telefone telefoon tel mobile mobil mobiel móvil cell fax sms
-        cellphone whatsapp handy handynummer telefonnummer rufnummer mobilnummer portable call ring dial hotline reach
-        contact"""
+        """phone telephone téléphone telefon teléfono telefono telefone telefoon tel mobile mobil mobiel móvil cell fax
+        sms cellphone whatsapp handy handynummer telefonnummer rufnummer mobilnummer portable call ring dial reach
+        hotline contact"""
     )
 )
 """Words that say that digits behind them are a phone number."""
 _OTHER_NUMBER = frozenset(
     _WORD.findall(
-        """# isbn issn ean upc sku order invoice ticket case tracking serial ref reference article item part model batch lot
-        id bestellnummer bestellung rechnung rechnungsnummer auftrag kundennummer artikelnummer commande facture"""
+        """# isbn issn ean upc sku order invoice ticket case tracking serial ref reference article item part model batch
+        lot id bestellnummer bestellung rechnung rechnungsnummer auftrag kundennummer artikelnummer commande facture"""
     )
 )
 """Words that say that they are something else."""
@@ -34,7 +34,9 @@ _FILLERS = frozenset(["no", "nr", "number", "num", "code", "id", "#"])
 _CONTEXT_CHARS = 40
 
 _SUBSCRIBERS = (PhoneNumberType.MOBILE, PhoneNumberType.FIXED_LINE, PhoneNumberType.FIXED_LINE_OR_MOBILE)
-_NORTH_AMERICAN = re.compile(r"1?[2-9][0-9]{2}[2-9][0-9]{6}")
+_NORTH_AMERICAN = re.compile(r"1?[2-9][0-9]{9}")
+_MAX_DIGITS = 17
+"""Fifteen by ITU-T E.164, and two for 00."""
 _MAX_NATIONAL_DIGITS = 12
 
 
@@ -61,6 +63,7 @@ class PhoneFinder:
                 self._trunk.append((region, metadata.national_prefix))
             else:
                 self._bare.append(region)
+        self._prefixes = ("00", *(prefix for _, prefix in self._trunk))
 
     def spans(self, text: str, runs: Iterable[Sequence[Span]]) -> Iterator[Span]:
         """Where phone numbers stand in `text`, which has plain spaces and dashes.
@@ -80,17 +83,36 @@ class PhoneFinder:
 
     def _match(self, candidate: _Candidate, first: int) -> int | None:
         """The last group of the number that begins with the group `first`: as long as possible; None for no number."""
-        # A bracket within a number stands around its second group: +49 (0)30, 1 (415).
-        bracket = next((i for i in range(first + 2, len(candidate.groups)) if candidate.opens_bracket(i)), None)
-        for last in range((bracket or len(candidate.groups)) - 1, first - 1, -1):
-            digits = candidate.digits(first, last)
-            if 7 <= len(digits) <= 17 and self._is_phone(candidate, first, last, digits):
+        if not self._may_begin(candidate, first):
+            return None
+        digits, ends = "", []
+        for last in range(first, len(candidate.groups)):
+            # A bracket within a number stands around its second group: +49 (0)30, 1 (415).
+            if last > first + 1 and candidate.opens_bracket(last):
+                break
+            digits += candidate.digits(last)
+            if len(digits) > _MAX_DIGITS:
+                break
+            ends.append((last, digits))
+        for last, digits in reversed(ends):
+            if len(digits) >= 7 and self._is_phone(candidate, first, last, digits):
                 return last
         return None
 
+    def _may_begin(self, candidate: _Candidate, first: int) -> bool:
+        """Rules out most groups of a long row of numbers, so that each is not tried with all that follow it."""
+        if self._bare or (first == 0 and (candidate.has_plus(0) or candidate.has_context)):
+            return True
+        digits = candidate.digits(first)
+        if digits.startswith(self._prefixes) and (len(digits) > 1 or candidate.opens_bracket(first)):
+            return True
+        if digits == "1" and first + 1 < len(candidate.groups):
+            digits = candidate.digits(first + 1)
+        return self._north_american and len(digits) in (3, 10, 11)
+
     def _is_phone(self, candidate: _Candidate, first: int, last: int, digits: str) -> bool:
-        if candidate.has_plus(first):
-            return _is_international(digits)
+        if candidate.has_plus(first) and _is_international(digits):
+            return True
         if digits.startswith("00"):
             return len(digits) >= 10 and _is_valid("+" + digits[2:], None)
         sizes = [end - start for start, end in candidate.groups[first : last + 1]]
@@ -116,8 +138,11 @@ class PhoneFinder:
         if sizes[0] < 2 and not candidate.opens_bracket(first):
             return False
         bare = len(sizes) == 1
-        if not candidate.has_context and (len(digits) < (10 if bare else 9) or (bare and candidate.is_other_number)):
-            return False
+        if not candidate.has_context:
+            if len(digits) < (10 if bare else 9):
+                return False
+            if bare and (candidate.is_other_number or candidate.touches_letter(first)):
+                return False
         return any(_is_valid(digits, region, subscribers=bare) for region in regions)
 
     @staticmethod
@@ -153,8 +178,9 @@ class _Candidate:
         before = self._text[max(0, start - _CONTEXT_CHARS) : start].replace("[PHONE]", "")
         return _WORD.findall(before.lower())
 
-    def digits(self, first: int, last: int) -> str:
-        return "".join(self._text[start:end] for start, end in self.groups[first : last + 1])
+    def digits(self, group: int) -> str:
+        start, end = self.groups[group]
+        return self._text[start:end]
 
     def start(self, first: int) -> int:
         """Where the number begins, with its plus sign and bracket."""
@@ -169,6 +195,10 @@ class _Candidate:
     def opens_bracket(self, first: int) -> bool:
         start = self.groups[first][0]
         return self._text[max(0, start - 1) : start] == "("
+
+    def touches_letter(self, first: int) -> bool:
+        start, end = self.groups[first]
+        return self._text[max(0, start - 1) : start].isalpha() or self._text[end : end + 1].isalpha()
 
     def is_fraction(self, first: int) -> bool:
         start = self.groups[first][0]

@@ -101,15 +101,15 @@ class Redactor:
         def take(kind: Kind, spans: Iterable[Span]) -> None:
             # What is taken is blanked, so that no other kind takes a part of it.
             nonlocal folded
-            for start, end in spans:
-                found.append((start, end, kind))
-                folded = _blank(folded, start, end)
+            taken = list(spans)
+            found.extend((start, end, kind) for start, end in taken)
+            folded = _blank(folded, taken)
 
         if num_ats and "email" in self.kinds:
             take("email", _emails(folded))
         if "ip" in self.kinds and (num_colons >= 6 or "::" in folded):
             take("ip", _ipv6_addresses(folded))
-        if num_digits >= 4:
+        if num_digits >= 2:
             runs = _runs(folded)
             if "ip" in self.kinds:
                 take("ip", _ipv4_addresses(folded, runs))
@@ -125,7 +125,8 @@ class Redactor:
         found.sort()
         if positions is None:
             return found
-        return [(positions[start], positions[end - 1] + 1, kind) for start, end, kind in found]
+        positions.append(len(text))
+        return [(positions[start], positions[end], kind) for start, end, kind in found]
 
 
 def _replace(text: str, found: list[tuple[int, int, str]]) -> str:
@@ -136,8 +137,13 @@ def _replace(text: str, found: list[tuple[int, int, str]]) -> str:
     return "".join([*parts, text[at:]])
 
 
-def _blank(text: str, start: int, end: int) -> str:
-    return text[:start] + "\0" * (end - start) + text[end:]
+def _blank(text: str, spans: Iterable[Span]) -> str:
+    """The text with nothing readable at `spans`, which are in order."""
+    parts, at = [], 0
+    for start, end in spans:
+        parts += [text[at:start], "\0" * (end - start)]
+        at = end
+    return "".join([*parts, text[at:]])
 
 
 def _runs(text: str) -> list[list[Span]]:
@@ -217,10 +223,9 @@ _DATE = re.compile(
 
 
 def _without_dates(text: str, runs: list[list[Span]]) -> str:
-    for run in runs:
-        for date in _DATE.finditer(text, run[0][0], run[-1][1]):
-            text = _blank(text, *date.span())
-    return text
+    # An international number may have a date's form behind its country code.
+    national = [run for run in runs if "+" not in text[max(0, run[0][0] - 3) : run[0][0]]]
+    return _blank(text, [date.span() for run in national for date in _DATE.finditer(text, run[0][0], run[-1][1])])
 
 
 # ---- e-mail addresses ----
@@ -245,7 +250,8 @@ def _emails(text: str) -> Iterator[Span]:
             while start < at and text[start] in ".'*!#-&~^$":
                 start += 1
             if start == at and text[at - 1 : at] == '"':
-                start = max(text.rfind('"', max(floor, at - 66), at - 1), 0) or at
+                quote = text.rfind('"', max(floor, at - 66), at - 1)
+                start = quote if quote >= 0 else at
             if start < at:
                 yield start, end
                 floor = end
@@ -269,7 +275,7 @@ def _end_of_domain(text: str, start: int) -> int:
 
 _IPV4 = re.compile(r"(?<![0-9])(?<![0-9]\.)(?:[0-9]{1,3}\.){3}[0-9]{1,3}(?!\.?[0-9])")
 _NOT_AN_ADDRESS = re.compile(
-    r"(?i)(?:\bv|\b(?:versions?|ver|release|build|firmware|kernel|section|chapter|clause|figure|table)\b|§)[ .:]*$"
+    r"(?i)\bv$|(?:\b(?:versions?|ver|release|build|firmware|kernel|section|chapter|clause|figure|table)|§)[ .:]*$"
 )
 _IPV6 = re.compile(r"(?:[0-9A-Fa-f]{0,4}:){2,}[0-9A-Fa-f]{0,4}(?:(?:\.[0-9]{1,3}){3})?(?:%[0-9A-Za-z]+)?")
 _IPV6_IN_USE = re.compile(r"(?i)[23][0-9a-f]{3}|f[cd][0-9a-f]{2}|fe[89ab][0-9a-f]|ff[0-9a-f]{2}")
@@ -305,6 +311,8 @@ def _ipv6_addresses(text: str) -> Iterator[Span]:
 
 def _is_ipv6(groups: list[str]) -> bool:
     """Whether it is an address that someone may have: `1::2` and `a::b` are rather code."""
+    if "" not in groups and len(groups) < 7:
+        return False  # only `::` or an IPv4 address at the end make an address shorter than eight groups
     try:
         ipaddress.IPv6Address(":".join(groups))
     except ValueError:
@@ -332,7 +340,7 @@ ST 21n SV 4a20n TD 23n TG 2a22n TL 19n TN 20n TR 5n1n16c UA 6n19c VA 18n VG 4a16
 countries outside of it that use the form all the same."""
 
 _CHARACTERS = {"n": "[0-9]", "a": "[A-Za-z]", "c": "[0-9A-Za-z]"}
-_GAP = r"[ .\-]{0,2}"
+_GAP = r"[ .\-]{0,3}"
 _WITHOUT_GAPS = str.maketrans("", "", " .-")
 
 
@@ -351,10 +359,10 @@ def _ibans(text: str, runs: list[list[Span]]) -> Iterator[Span]:
         # Two letters stand before the check digits, and the check digits before at least eleven characters.
         if start < max(floor, 2) or len(text) < start + 13:
             continue
-        code = text[max(floor, start - 6) : start].translate(_WITHOUT_GAPS)[-2:].upper()
+        code = text[max(floor, start - 8) : start].translate(_WITHOUT_GAPS)[-2:].upper()
         if code not in _IBANS:
             continue
-        country = _COUNTRY.search(text, max(floor, start - 6), start)
+        country = _COUNTRY.search(text, max(floor, start - 8), start)
         rest = _IBANS[code].match(text, start)
         if country and rest and _has_iban_check_digits(code, rest[0].translate(_WITHOUT_GAPS).upper()):
             yield country.start(), rest.end()
@@ -376,6 +384,8 @@ def _cards(text: str, runs: list[list[Span]]) -> Iterator[Span]:
             continue
         covered: list[Span] = []
         for first in range(len(groups)):
+            if first and len(digits[first]) < 4:
+                continue  # no card begins so, with something else before it
             length = 0
             for last in range(first, len(groups)):
                 length += len(digits[last])
@@ -399,10 +409,22 @@ def _is_card(text: str, groups: list[Span], digits: list[str], whole: bool) -> b
     start = groups[0][0]
     fraction = bare and re.search(r"[0-9]\.$", text[max(0, start - 2) : start])
     decimal = len(sizes) == 2 and text[groups[0][1] : groups[1][0]] == "."
-    if fraction or decimal:
+    if fraction or decimal or (bare and _is_in_digest(text, groups[0])):
         return False
     # Banks and networks have the numbers from 2 to 6; others are believed only if they are written as cards are.
     return (in_blocks or digits[0][0] in "23456") and passes_luhn("".join(digits))
+
+
+def _is_in_digest(text: str, digits: Span) -> bool:
+    """Whether the digits are a part of a long hexadecimal number."""
+    start, end = digits
+    before = re.search(r"[0-9a-fA-F]*$", text[max(0, start - 64) : start])
+    behind = _HEX.match(text, end)
+    around = len(before[0] if before else "") + len(behind[0] if behind else "")
+    return around > 0 and around + end - start >= 24
+
+
+_HEX = re.compile(r"[0-9a-fA-F]*")
 
 
 def passes_luhn(digits: str) -> bool:

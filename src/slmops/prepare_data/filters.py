@@ -12,24 +12,39 @@ from slmops.errors import ConfigError
 if TYPE_CHECKING:
     from py3langid.langid import LanguageIdentifier  # type: ignore[import-untyped]
 
-MAX_CONTROL_FRACTION = 0.01
-"""A text with more control characters than this is taken for binary data."""
+MAX_CONTROL_FRACTION = 0.1
+"""A text with more control characters than this is taken for binary data: of random bytes a quarter are such."""
+MAX_STRAY_CONTROLS = 3
+"""So many are harmless however short the text is."""
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ufeff]")
-_LINE_END = re.compile(r"\r\n?")
+_LINE_END = re.compile(r"\r\n?|[\x0b\x0c\x85\u2028\u2029]")
+_ESCAPE_SEQUENCE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
+"""What colours a terminal's text (ECMA-48)."""
+_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]")
+_MARKS = re.compile(r"[\ufeff\ufffe\uffff]")
+"""Byte order marks, whole or halved, and what is no character."""
+_TO_CLEAN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
 
 
 def clean(text: str) -> str:
-    """The text with line ends as \\n and without byte order marks and control characters but \\t and \\n."""
-    if "\r" in text:
-        text = _LINE_END.sub("\n", text)
-    return _CONTROL.sub("", text)
+    """The text with every line end as \\n, and without control characters but \\t and \\n.
+
+    Escape sequences of terminals and byte order marks go as well. What is left looks the same to a reader, and a model
+    does not have to learn it.
+    """
+    if not _TO_CLEAN.search(text):
+        return text
+    text = _LINE_END.sub("\n", _ESCAPE_SEQUENCE.sub("", text))
+    return _MARKS.sub("", _CONTROL.sub("", text))
 
 
 def binary_reason(text: str) -> str | None:
     """Why the text, before `clean`, is no text; None if it is."""
-    found = len(_CONTROL.findall(text.replace("\r", "")))
-    return "control characters" if found > 1 and found > MAX_CONTROL_FRACTION * len(text) else None
+    if not _TO_CLEAN.search(text):
+        return None
+    found = len(_CONTROL.findall(_ESCAPE_SEQUENCE.sub("", text)))
+    few = found <= max(MAX_STRAY_CONTROLS, MAX_CONTROL_FRACTION * len(text))
+    return None if few else "control characters"
 
 
 class LengthFilter:
