@@ -47,8 +47,11 @@ def test_parameters_are_the_fields_of_the_config(folder: ComponentFolder) -> Non
 
 @every_component
 def test_what_is_wired_comes_before_parameters(folder: ComponentFolder) -> None:
-    kinds = [_is_wired(p.annotation) for p in inspect.signature(folder.load().python_func).parameters.values()]
-    assert kinds == sorted(kinds, reverse=True)
+    parameters = inspect.signature(folder.load().python_func).parameters.values()
+    # Python wants what may be left out behind what may not.
+    for optional in (False, True):
+        kinds = [_is_wired(p.annotation) for p in parameters if (p.default is not inspect.Parameter.empty) is optional]
+        assert kinds == sorted(kinds, reverse=True)
 
 
 @every_component

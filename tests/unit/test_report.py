@@ -24,10 +24,11 @@ from slmops.config import Config
 from slmops.distill.config import DistillConfig
 from slmops.evaluate.config import EvaluateConfig
 from slmops.finetune.config import FinetuneConfig
-from slmops.gate import charts, formatting, lineage, report
+from slmops.gate import lineage, report
 from slmops.gate.config import GateConfig
 from slmops.gate.run import run
 from slmops.generate_responses.config import GenerateResponsesConfig
+from slmops.pages import charts, formatting
 from slmops.prepare_data.config import PrepareDataConfig
 from slmops.quantize.config import QuantizeConfig
 
@@ -396,7 +397,7 @@ def test_it_stays_readable_when_a_model_was_not_measured(make_report: Make, role
 
 
 def test_colors_of_text_have_enough_contrast_in_both_themes() -> None:
-    css = (Path(charts.__file__).parent / "report.css").read_text()
+    css = (Path(charts.__file__).parent / "page.css").read_text()
     light, dark = (dict(re.findall(r"--([\w-]+): (#\w{6})", part)) for part in css.split("@media (prefers", 1))
     for theme in (light, dark):
         for ink, paper in (

@@ -1,14 +1,13 @@
-"""Charts of the report as inline SVG. Colours are variables of the page's style sheet, so they follow its theme."""
+"""Charts of the gate's report."""
 
 from __future__ import annotations
 
-import io
-import re
-from collections.abc import Callable, Sequence
-from html import escape
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from markupsafe import Markup
+
+from slmops.pages.charts import CANDIDATE, INK, MUTED, STUDENT, TEACHER, TRAINING, VALIDATION, svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,44 +15,7 @@ if TYPE_CHECKING:
 
 Points = Sequence[tuple[float, float]]
 
-# Matplotlib takes no CSS variables: each stands for one until the SVG is written.
-_COLORS = {
-    "#010101": "var(--ink)",
-    "#020202": "var(--muted)",
-    "#030303": "var(--rule)",
-    "#040404": "var(--training)",
-    "#050505": "var(--validation)",
-    "#060606": "var(--teacher)",
-    "#070707": "var(--student)",
-    "#080808": "var(--candidate)",
-}
-INK, MUTED, RULE, TRAINING, VALIDATION, TEACHER, STUDENT, CANDIDATE = _COLORS
 _ROLE_COLORS = {"teacher": TEACHER, "student": STUDENT, "candidate": CANDIDATE}
-
-_STYLE = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "slmops",
-    "font.family": "DejaVu Sans",  # ships with matplotlib: the same metrics, so the same bytes, on every machine
-    "font.size": 11,
-    "text.parse_math": False,
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-    "text.color": INK,
-    "axes.edgecolor": RULE,
-    "axes.labelcolor": MUTED,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.formatter.useoffset": False,
-    "grid.color": RULE,
-    "grid.linewidth": 0.8,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "ytick.minor.size": 0,
-}
 
 
 def loss_chart(training: Points, validation: Points, label: str) -> Markup:
@@ -82,7 +44,7 @@ def loss_chart(training: Points, validation: Points, label: str) -> Markup:
         axes.grid(visible=False, axis="x")
         axes.legend(frameon=False, loc="upper right", labelcolor=INK, handlelength=1.4)
 
-    return _svg(draw, 420, 250, label)
+    return svg(draw, 420, 250, label)
 
 
 def accuracy_chart(bars: Sequence[tuple[str, float, float, float]], wanted: float | None, label: str) -> Markup:
@@ -115,7 +77,7 @@ def accuracy_chart(bars: Sequence[tuple[str, float, float, float]], wanted: floa
         axes.set_xlim(0, max(1.0, wanted or 0.0))
         axes.set_xlabel("accuracy, with 95 % interval")
 
-    return _svg(draw, 420, 68 + 30 * len(bars), label)
+    return svg(draw, 420, 68 + 30 * len(bars), label)
 
 
 def _name_rows(axes: Axes, names: list[str]) -> None:
@@ -125,25 +87,3 @@ def _name_rows(axes: Axes, names: list[str]) -> None:
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")
     axes.spines["left"].set_visible(False)
-
-
-def _svg(draw: Callable[[Figure], None], width: int, height: int, label: str) -> Markup:
-    """Draw a figure of `width` by `height` pixels, and make its SVG fit for a page: no clashing ids, no fixed size."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context(_STYLE):  # type: ignore[arg-type]
-        figure = Figure(figsize=(width / 72, height / 72), layout="constrained")
-        draw(figure)
-        out = io.StringIO()
-        metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(out, format="svg", metadata=metadata)
-    svg = out.getvalue()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(
-        r"<!--.*?-->|<style.*?</style>|; font-family: 'DejaVu Sans'|(?<=<g) id=\"[^\"]*\"", "", svg, flags=re.DOTALL
-    )
-    for color, variable in _COLORS.items():
-        svg = svg.replace(color, variable)
-    head = f'<svg class="chart" role="img" aria-label="{escape(label)}" viewBox="0 0 {width} {height}" width="{width}"'
-    return Markup(head + svg[svg.index(">") :])  # noqa: S704 - made here, and matplotlib escapes what it draws

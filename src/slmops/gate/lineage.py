@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 
 from slmops.artifacts import Sidecar, Summary
-from slmops.gate.formatting import count, many
+from slmops.pages.formatting import count, many
 
 BOX_WIDTH, LINE_HEIGHT, BOX_PADDING = 128, 15, 8
 COLUMN_GAP, ROW_GAP, LANE_HEIGHT = 40, 16, 6

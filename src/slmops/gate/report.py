@@ -5,17 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
 from slmops.artifacts import Summary
-from slmops.gate import charts, formatting, lineage, tables
+from slmops.gate import charts, lineage, tables
 from slmops.gate.config import RAW_MEMORY_GOAL, GateConfig
-from slmops.gate.formatting import NOTHING, fraction, less, share, size
 from slmops.gate.judge import Check, Judgement, Subject, Verdict
+from slmops.pages import formatting, page
+from slmops.pages.formatting import NOTHING, fraction, less, share, size
 from slmops.records import read_jsonl
 
 PREDICTIONS = "predictions.jsonl"
@@ -93,18 +93,13 @@ def render(
     config: GateConfig, judgement: Judgement, subjects: tuple[Subject, Subject, Subject], examples: Sequence[Example]
 ) -> str:
     """The page. `subjects` are teacher, student and candidate; what was not measured is shown as a dash."""
-    from jinja2 import Environment, StrictUndefined
-
     sidecars = [sidecar for subject in subjects for sidecar in (subject.evaluation, subject.benchmark) if sidecar]
     artifacts = lineage.collect(sidecars, _roles(subjects))
     runs = tables.runs(artifacts)
     strata, num_more_strata = tables.strata(subjects)
     candidate = subjects[-1]
-    here = files("slmops.gate")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["shorten"] = formatting.shorten
-    return environment.from_string((here / "report.html").read_text(encoding="utf-8")).render(
-        css=Markup((here / "report.css").read_text(encoding="utf-8")),  # noqa: S704 - our own file
+    return page.render(
+        "slmops.gate",
         judgement=judgement,
         check_names=CHECK_NAMES,
         variant=candidate.text("evaluation", "variant") or candidate.text("benchmark", "variant") or "candidate",
@@ -127,7 +122,6 @@ def render(
         longest_s=max((run.duration_s for run in runs), default=0.0) or 1.0,
         total=formatting.seconds(sum(run.duration_s for run in runs)),
         machine=tables.machine(subjects, artifacts),
-        NOTHING=NOTHING,
         geometry=lineage,
     )
 

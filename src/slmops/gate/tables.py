@@ -10,10 +10,10 @@ from typing import Any
 
 from slmops.artifacts import Summary
 from slmops.config import Config
-from slmops.gate import formatting
-from slmops.gate.formatting import NOTHING
 from slmops.gate.judge import Source, Subject
 from slmops.gate.lineage import Artifact
+from slmops.pages import formatting
+from slmops.pages.formatting import NOTHING
 
 MAX_STRATA = 30
 

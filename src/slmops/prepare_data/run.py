@@ -1,40 +1,51 @@
-"""From raw rows to chat records in three splits."""
+"""From raw rows to chat records in three splits, in two passes of which neither holds the rows in memory."""
 
 from __future__ import annotations
 
 import json
-import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from slmops import storage
-from slmops.artifacts import Draft, Sidecar, file_digest, writing
-from slmops.errors import DataError
-from slmops.prepare_data.chats import BadRow, ChatMaker, as_dicts, digest_of_messages
+import numpy as np
+
+from slmops import __version__
+from slmops.artifacts import Draft, Sidecar, writing
+from slmops.errors import DataError, DiskFullError, UserError
 from slmops.prepare_data.config import PrepareDataConfig
-from slmops.prepare_data.readers import Row, reader_of
-from slmops.prepare_data.report import write_report
-from slmops.prepare_data.splitting import (
-    SPLITS,
-    Chat,
-    Split,
-    count_contradictions,
-    drop_leaks,
-    shuffled,
-    split_by_seed,
+from slmops.prepare_data.findings import SetAside
+from slmops.prepare_data.intake import (
+    BAD_ROWS,
+    CHATS,
+    MAX_SHOWN_CHARS,
+    ROW,
+    SET_ASIDE,
+    Intake,
+    ShownText,
+    aside_line,
+    take_in,
 )
-from slmops.progress import log
-from slmops.records import ROWS, write_jsonl
+from slmops.prepare_data.intake import ROWS as ROW_NUMBERS
+from slmops.prepare_data.report import write_report
+from slmops.prepare_data.selection import EXACT, LEAKED_PROMPT, LEAKED_WORDS, NEAR, STAGES, Selection, select
+from slmops.prepare_data.sources import Source, open_source
+from slmops.prepare_data.splitting import SPLITS, Split, draw
+from slmops.prepare_data.spool import Spool
+from slmops.prepare_data.summary import Phases, summarise
+from slmops.prepare_data.tokens import TokenCounter
+from slmops.progress import Progress, log
+from slmops.records import ROWS
+from slmops.resume import work_dir
 
-BAD_ROWS = "bad_rows.jsonl"
-"""Name of the file with the rows that were set aside, in the train artifact's directory."""
-
+STEP = "prepare_data"
 MIN_ROWS = 10
 MAX_SHOWN_BAD = 5
-MAX_BAD_ROW_CHARS = 2000
-MAX_STRATUM_CHARS = 80
+MAX_EXAMPLES = 30
+"""Rows of each stage that the report shows."""
+SPOOL_VERSION = "1"
 
 
 class PreparedData(NamedTuple):
@@ -45,196 +56,241 @@ class PreparedData(NamedTuple):
     test: Sidecar
 
 
-@dataclass
-class Source:
-    """What was read."""
+def run(
+    config: PrepareDataConfig,
+    *,
+    train: Path,
+    validation: Path,
+    test: Path,
+    report: Path,
+    tokenizer: Path | None = None,
+) -> PreparedData:
+    """Read `config.source_uri`, set aside what is bad, doubled or leaked, split, and write three chat datasets.
 
-    uri: str
-    digest: str
-    layout: str = ""
-    num_rows: int = 0
-    num_duplicates: int = 0
-    bad_rows: list[dict[str, str]] = field(default_factory=list)
-    chats: dict[str, list[Chat]] = field(default_factory=dict)
-    """Usable rows by the split that they name; all under "" if the seed decides."""
+    A run that was killed goes on behind the last ten thousand rows or so that it had finished.
 
-
-def run(config: PrepareDataConfig, *, train: Path, validation: Path, test: Path, report: Path) -> PreparedData:
-    """Read `config.source_uri`, set bad rows and duplicates aside, split, and write three chat datasets and a report.
+    Args:
+        tokenizer: The student's model directory; without one, no tokens are counted.
 
     Raises:
         ConfigError: a template or setting names a column that is not there.
         DataError: too many bad rows, too few usable ones, or more than `max_rows`.
+        StoreError, TransientError: the source cannot be reached.
     """
-    read = reader_of(config.source_uri)
     train.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="prepare_data-", dir=train.parent) as directory:
-        path = storage.fetch(config.source_uri, Path(directory))
-        source = _read(config, path, read)
-    _check(config, source)
-    parts, num_leaked = _split(config, source)
+    phases = Phases()
+    with _unfinished(config, train) as directory:
+        with phases.timed("recognise"):
+            tokens = TokenCounter(tokenizer) if tokenizer else None
+            source = open_source(config.source_uri, directory)
+        key = {"spool": SPOOL_VERSION, "slmops": __version__, "source": source.digest}
+        key["tokenizer"] = tokens.digest if tokens else "none"
+        with Spool(directory / "spool", key) as spool:
+            with phases.timed("read"):
+                intake = take_in(config, source, spool, tokens)
+            _check_bad(config, spool, intake)
+            with phases.timed("select"):
+                selection = select(config, spool, intake.chunk_rows)
+            _check_kept(config, intake, selection)
+            return _write(config, source, spool, intake, selection, tokens, phases, (train, validation, test), report)
+
+
+@contextmanager
+def _unfinished(config: PrepareDataConfig, output: Path) -> Iterator[Path]:
+    """The directory for unfinished work; gone when the step is done, or fails in a way that it would fail in again."""
+    directory = work_dir(STEP, config, [], output)
+    try:
+        yield directory
+    except DiskFullError:
+        raise
+    except UserError:
+        shutil.rmtree(directory)
+        raise
+    shutil.rmtree(directory)
+
+
+def _check_bad(config: PrepareDataConfig, spool: Spool, intake: Intake) -> None:
+    if not intake.num_read:
+        raise DataError(f"{config.source_uri} has no rows; check that it is the right file")
+    if intake.num_bad / intake.num_read > config.max_bad_fraction:
+        bad_rows = [json.loads(line) for line, _ in zip(spool.lines(BAD_ROWS), range(MAX_SHOWN_BAD), strict=False)]
+        shown = "\n  ".join(f"{bad['where']}: {bad['reason']}" for bad in bad_rows)
+        more = f"\n  and {intake.num_bad - MAX_SHOWN_BAD:,} more" if intake.num_bad > MAX_SHOWN_BAD else ""
+        raise DataError(
+            f"{intake.num_bad:,} of {intake.num_read:,} rows are bad ({intake.num_bad / intake.num_read:.2%}), more "
+            f"than max_bad_fraction={config.max_bad_fraction:g} allows; correct them, or raise max_bad_fraction to "
+            f"leave them out:\n  {shown}{more}"
+        )
+    if intake.num_bad:
+        log.info("%s of %s rows are bad; see %s in train", f"{intake.num_bad:,}", f"{intake.num_read:,}", BAD_ROWS)
+    for stage, count in intake.stages.items():
+        log.info("%s rows set aside: %s; see %s in train", f"{count:,}", stage, SET_ASIDE)
+    if intake.num_pii_rows:
+        found = ", ".join(f"{count:,} {kind}" for kind, count in sorted(intake.pii_values.items()))
+        log.info("personal data in %s rows (%s): %s", f"{intake.num_pii_rows:,}", found, config.pii)
+
+
+def _check_kept(config: PrepareDataConfig, intake: Intake, selection: Selection) -> None:
+    """Enough rows, and some in each split; says what was left out."""
+    num_usable = len(selection.codes) - selection.count(EXACT) - selection.count(NEAR)
+    if num_usable < MIN_ROWS:
+        aside = sum(intake.stages.values()) + selection.count(NEAR)
+        raise DataError(
+            f"{config.source_uri} has {num_usable} usable rows ({intake.num_read:,} rows, {intake.num_bad:,} bad, "
+            f"{selection.count(EXACT):,} duplicates"
+            + (f", {aside:,} set aside" if aside else "")
+            + f"); at least {MIN_ROWS} are needed"
+        )
+    counts = [int((selection.codes == split).sum()) for split in range(len(SPLITS))]
+    num_leaked = selection.count(LEAKED_PROMPT) + selection.count(LEAKED_WORDS)
+    if empty := [split for split, count in zip(SPLITS, counts, strict=True) if not count]:
+        raise DataError(
+            f"{' and '.join(empty)} would have no rows ({num_leaked:,} left out: another split has their "
+            f"prompt, or words of it); give more rows or other fractions, or see leakage and group_by"
+        )
+    _log_selection(config, selection)
+    log.info("%s", ", ".join(f"{count:,} rows to {split}" for split, count in zip(SPLITS, counts, strict=True)))
+
+
+def _log_selection(config: PrepareDataConfig, selection: Selection) -> None:
+    if count := selection.count(EXACT):
+        log.info("%s exact duplicates left out", f"{count:,}")
+    if count := selection.num_near_duplicates:
+        did = "left out" if config.near_duplicates == "remove" else "kept, each in the split of the rows it resembles"
+        log.info("%s near duplicates in %s clusters: %s", f"{count:,}", f"{selection.num_clusters:,}", did)
+    if count := selection.num_contradictions:
+        log.info("%s prompts occur with more than one completion; they are kept", f"{count:,}")
+    if count := selection.num_seen_once:
+        log.info("%s rows are the only ones of their class; they are in train, so no figure will speak of them", count)
+    if count := selection.count(LEAKED_PROMPT):
+        log.info("%s rows left out of train or validation: their prompts are in a split that judges", f"{count:,}")
+    if count := selection.num_overlapping:
+        did = "left out" if config.leakage == "remove" else "kept, because leakage=report"
+        log.info(
+            "%s rows of train share %d words in a row with validation or test: %s",
+            f"{count:,}",
+            config.leakage_ngram,
+            did,
+        )
+
+
+def _facts(source: Source, intake: Intake, selection: Selection, tokens: TokenCounter | None) -> dict[str, Any]:
     facts = {
-        "num_bad": len(source.bad_rows),
-        "num_duplicates": source.num_duplicates,
-        "num_leaked": num_leaked,
-        "num_contradictions": _count_contradictions(source),
-        "layout": source.layout,
+        "num_bad": intake.num_bad,
+        "num_set_aside": sum(intake.stages.values()) + int((selection.stages > 0).sum()),
+        "num_duplicates": selection.count(EXACT),
+        "num_near_duplicates": selection.num_near_duplicates,
+        "num_near_duplicate_clusters": selection.num_clusters,
+        "num_near_duplicates_removed": selection.count(NEAR),
+        "num_leaked": selection.count(LEAKED_PROMPT) + selection.count(LEAKED_WORDS),
+        "num_overlapping": selection.num_overlapping,
+        "num_contradictions": selection.num_contradictions,
+        "num_seen_once": selection.num_seen_once,
+        "num_pii_rows": intake.num_pii_rows,
+        "num_cleaned": intake.num_cleaned,
+        "layout": intake.layout,
+        "format": source.format,
         "source_sha256": source.digest,
     }
+    facts |= {f"num_pii_{kind}": count for kind, count in sorted(intake.pii_values.items())}
+    return facts | ({"tokenizer_digest": tokens.digest} if tokens else {})
+
+
+def _write(
+    config: PrepareDataConfig,
+    source: Source,
+    spool: Spool,
+    intake: Intake,
+    selection: Selection,
+    tokens: TokenCounter | None,
+    phases: Phases,
+    outputs: tuple[Path, Path, Path],
+    report: Path,
+) -> PreparedData:
+    facts = _facts(source, intake, selection, tokens)
     # Left in reverse order: whoever finds train finds the other two.
     with (
-        writing(train, kind="chat_dataset", step="prepare_data", config=config) as train_draft,
-        writing(validation, kind="chat_dataset", step="prepare_data", config=config) as validation_draft,
-        writing(test, kind="chat_dataset", step="prepare_data", config=config) as test_draft,
+        writing(outputs[0], kind="chat_dataset", step=STEP, config=config) as train_draft,
+        writing(outputs[1], kind="chat_dataset", step=STEP, config=config) as validation_draft,
+        writing(outputs[2], kind="chat_dataset", step=STEP, config=config) as test_draft,
     ):
         drafts: dict[Split, Draft] = {"train": train_draft, "validation": validation_draft, "test": test_draft}
+        with phases.timed("write"):
+            order = _write_splits(config, spool, selection, drafts)
+            set_aside = _write_set_aside(config, source, spool, selection, train_draft.path)
+        summary = summarise(config, source, spool, intake, selection, tokens, order, set_aside, phases)
         for split, draft in drafts.items():
-            num_rows = write_jsonl(draft.path / ROWS, map(_record, parts[split]))
-            draft.facts |= {"num_rows": num_rows, "split": split, **facts}
-        if source.bad_rows:
-            write_jsonl(train_draft.path / BAD_ROWS, source.bad_rows)
-        _report(config, source, parts, facts, report)
+            draft.facts |= {"num_rows": len(order[split]), "split": split, **facts, **summary.facts[split]}
+        write_report(report, summary.findings)
     return PreparedData(train_draft.sidecar, validation_draft.sidecar, test_draft.sidecar)
 
 
-def _read(config: PrepareDataConfig, path: Path, read: Callable[[Path], Iterator[Row]]) -> Source:
-    if not path.is_file():
-        raise DataError(f"{config.source_uri} is no file; give one .jsonl, .csv or .parquet file")
-    source = Source(config.source_uri, digest=file_digest(path))
-    maker: ChatMaker | None = None
-    seen: set[tuple[str, str]] = set()
-    for row in read(path):
-        source.num_rows += 1
-        if source.num_rows > config.max_rows:
-            raise DataError(
-                f"{config.source_uri} has more than max_rows={config.max_rows:,} rows; raise it, or shorten the file"
-            )
-        if row.problem:
-            _set_aside(source, row, row.problem)
-            continue
-        maker = maker or ChatMaker(config, row.columns)
-        try:
-            split, chat = maker.split(row.columns), _make_chat(maker, row.columns)
-        except BadRow as reason:
-            _set_aside(source, row, str(reason))
-            continue
-        if (split, chat.id) in seen:
-            source.num_duplicates += 1
-            continue
-        seen.add((split, chat.id))
-        source.chats.setdefault(split, []).append(chat)
-    source.layout = maker.layout if maker else ""
-    return source
+def _write_splits(
+    config: PrepareDataConfig, spool: Spool, selection: Selection, drafts: dict[Split, Draft]
+) -> dict[Split, np.ndarray]:
+    """Copy the finished lines in seeded order; returns the rows of each split in that order."""
+    ids = spool.column(ROW_NUMBERS, ROW, "id")
+    ends = spool.column(ROW_NUMBERS, ROW, "end")
+    starts = np.r_[np.int64(0), ends[:-1]]
+    order: dict[Split, np.ndarray] = {}
+    with Progress("writing", int((selection.codes >= 0).sum())) as progress:
+        for code, split in enumerate(SPLITS):
+            rows = np.flatnonzero(selection.codes == code)
+            rows = rows[np.lexsort((ids[rows], draw(ids[rows], config.seed, "order")))]
+            with open(drafts[split].path / ROWS, "wb", buffering=1 << 20) as file:
+                for line in spool.pieces(CHATS, starts[rows], ends[rows]):
+                    file.write(line)
+                    progress.advance()
+            order[split] = rows
+    return order
 
 
-def _make_chat(maker: ChatMaker, columns: dict[str, Any]) -> Chat:
-    messages = maker.messages(columns)
-    return Chat(
-        id=digest_of_messages(messages),
-        prompt_id=digest_of_messages(messages[:-1]),
-        messages=messages,
-        stratum=maker.stratum(columns, messages),
-    )
+def _write_set_aside(
+    config: PrepareDataConfig, source: Source, spool: Spool, selection: Selection, directory: Path
+) -> list[SetAside]:
+    """Write what was taken out, each with where, stage and reason; no file for nothing. Returns some of each stage."""
+    examples = _Examples()
+    if spool.size(BAD_ROWS):
+        shutil.copyfile(spool.directory / BAD_ROWS, directory / BAD_ROWS)
+        for _, line in zip(range(MAX_EXAMPLES), spool.lines(BAD_ROWS), strict=False):
+            bad = json.loads(line)
+            examples.add(bad["where"], "bad", bad["reason"], bad["row"])
+    rows = np.flatnonzero(selection.stages)
+    if not len(rows) and not spool.size(SET_ASIDE):
+        return examples.found
+    shown = ShownText(config)
+    ends = spool.column(ROW_NUMBERS, ROW, "end")
+    parts, lines = (spool.column(ROW_NUMBERS, ROW, name) for name in ("part", "line"))
+    starts = np.r_[np.int64(0), ends[:-1]]
+
+    def where(row: int) -> str:
+        return f"{source.parts[parts[row]].name}:{lines[row]}"
+
+    with open(directory / SET_ASIDE, "wb", buffering=1 << 20) as file:
+        for line in spool.lines(SET_ASIDE):
+            file.write(line)
+            examples.add(**json.loads(line))
+        for row, chat in zip(rows.tolist(), spool.pieces(CHATS, starts[rows], ends[rows]), strict=True):
+            number = int(selection.stages[row])
+            stage = reason = STAGES[number - 1]
+            if number == NEAR:
+                reason = f"near duplicate of {where(selection.clusters[row])}"
+            text = "\n".join(message["content"] for message in json.loads(chat)["messages"])
+            # Only where personal data stay in, it has to be kept out of here.
+            text = shown.of(text) if config.pii == "off" else text[:MAX_SHOWN_CHARS]
+            file.write(aside_line(where(row), stage, reason, text))
+            examples.add(where(row), stage, reason, text)
+    return examples.found
 
 
-def _set_aside(source: Source, row: Row, reason: str) -> None:
-    # A row may hold what JSON or UTF-8 cannot; here it only has to be recognisable.
-    text = json.dumps(row.columns, ensure_ascii=True, default=str)[:MAX_BAD_ROW_CHARS]
-    safe_reason = reason.encode("utf-8", "backslashreplace").decode()
-    source.bad_rows.append({"where": f"{source.uri}:{row.line}", "reason": safe_reason, "row": text})
+class _Examples:
+    """The first rows that each stage took out."""
 
+    def __init__(self) -> None:
+        self.found: list[SetAside] = []
+        self._counts: Counter[str] = Counter()
 
-def _check(config: PrepareDataConfig, source: Source) -> None:
-    """Enough rows, and not too many bad ones."""
-    if not source.num_rows:
-        raise DataError(f"{source.uri} has no rows; check that it is the right file")
-    num_bad = len(source.bad_rows)
-    if num_bad / source.num_rows > config.max_bad_fraction:
-        shown = "\n  ".join(f"{bad['where']}: {bad['reason']}" for bad in source.bad_rows[:MAX_SHOWN_BAD])
-        more = f"\n  and {num_bad - MAX_SHOWN_BAD:,} more" if num_bad > MAX_SHOWN_BAD else ""
-        raise DataError(
-            f"{num_bad:,} of {source.num_rows:,} rows are bad ({num_bad / source.num_rows:.2%}), more than "
-            f"max_bad_fraction={config.max_bad_fraction:g} allows; correct them, or raise max_bad_fraction to leave "
-            f"them out:\n  {shown}{more}"
-        )
-    num_usable = sum(map(len, source.chats.values()))
-    if num_usable < MIN_ROWS:
-        raise DataError(
-            f"{source.uri} has {num_usable} usable rows ({source.num_rows:,} rows, {num_bad:,} bad, "
-            f"{source.num_duplicates:,} duplicates); at least {MIN_ROWS} are needed"
-        )
-    if num_bad:
-        log.info("%s of %s rows set aside as bad; see %s in train", f"{num_bad:,}", f"{source.num_rows:,}", BAD_ROWS)
-    if source.num_duplicates:
-        log.info("%s exact duplicates left out", f"{source.num_duplicates:,}")
-
-
-def _split(config: PrepareDataConfig, source: Source) -> tuple[dict[Split, list[Chat]], int]:
-    if config.split_by == "seed":
-        held_out = {"validation": config.validation_fraction, "test": config.test_fraction}
-        parts = split_by_seed(source.chats[""], {**held_out, "train": 1 - sum(held_out.values())}, config.seed)  # type: ignore[dict-item]
-    else:
-        parts = _split_by_column(config, source)
-    parts, num_leaked = drop_leaks(parts)
-    if num_leaked:
-        log.info("%s rows left out of train or validation: their prompts are in a split that judges", f"{num_leaked:,}")
-    empty = [split for split in SPLITS if not parts[split]]
-    if empty:
-        raise DataError(
-            f"{' and '.join(empty)} would have no rows ({num_leaked:,} left out: another split has their "
-            f"prompt); give more rows or other fractions"
-        )
-    log.info("%s", ", ".join(f"{len(parts[split]):,} rows to {split}" for split in SPLITS))
-    return {split: shuffled(parts[split], config.seed) for split in SPLITS}, num_leaked
-
-
-def _split_by_column(config: PrepareDataConfig, source: Source) -> dict[Split, list[Chat]]:
-    missing = [split for split in ("train", "test") if split not in source.chats]
-    if missing:
-        raise DataError(
-            f"column {config.split_column!r} of {source.uri} names no row {' or '.join(missing)}; "
-            f"mark some rows so, or use split_by=seed"
-        )
-    parts: dict[Split, list[Chat]] = {split: source.chats.get(split, []) for split in SPLITS}
-    if not parts["validation"]:
-        fraction = config.validation_fraction
-        log.info("no row is marked validation: taking validation_fraction=%g of the train rows", fraction)
-        parts |= split_by_seed(parts["train"], {"validation": fraction, "train": 1 - fraction}, config.seed)
-    return parts
-
-
-def _count_contradictions(source: Source) -> int:
-    found = count_contradictions(chat for chats in source.chats.values() for chat in chats)
-    if found:
-        log.info("%s prompts occur with more than one completion; they are kept", f"{found:,}")
-    return found
-
-
-def _record(chat: Chat) -> dict[str, Any]:
-    stratum = chat.stratum
-    if len(stratum) > MAX_STRATUM_CHARS:
-        stratum = stratum[: MAX_STRATUM_CHARS - 1] + "…"
-    return {"id": chat.id, "messages": as_dicts(chat.messages), "stratum": stratum}
-
-
-def _report(
-    config: PrepareDataConfig, source: Source, parts: dict[Split, list[Chat]], facts: dict[str, Any], path: Path
-) -> None:
-    counts = [
-        ("read", source.num_rows, ""),
-        ("bad", facts["num_bad"], "set aside"),
-        ("exact duplicates", facts["num_duplicates"], "left out"),
-        ("leaked", facts["num_leaked"], "left out of train or validation: another split has their prompt"),
-        ("prompts with contradicting completions", facts["num_contradictions"], "kept"),
-        *((split, len(parts[split]), "") for split in SPLITS),
-    ]
-    write_report(
-        path,
-        parts,
-        source.bad_rows,
-        name=config.source_uri.rsplit("/", 1)[-1],
-        source_uri=config.source_uri,
-        layout=source.layout,
-        seed=config.seed,
-        counts=counts,
-    )
+    def add(self, where: str, stage: str, reason: str, text: str) -> None:
+        if self._counts[stage] < MAX_EXAMPLES:
+            self._counts[stage] += 1
+            self.found.append(SetAside(where, stage, reason, text))
