@@ -15,6 +15,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Generator, Iterable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -104,7 +105,8 @@ class EndpointTeacher:
             log.warning("the key goes to %s without encryption; use https:// where the network is not trusted", host)
 
     def answer(self, questions: Iterable[Question]) -> Generator[tuple[Question, Answer | Failure]]:
-        """Answer `questions`; closing the generator cancels what is on its way.
+        """Answer `questions`. Closing the generator cancels what is on its way: use it within `contextlib.closing`, so
+        that a caller that fails does not go on paying.
 
         Raises:
             UserError: the endpoint refuses key, model or parameters, or the budget is used up.
@@ -166,10 +168,13 @@ class _Run:
     def __enter__(self) -> Self:
         self._thread.start()
         self._ready.wait()
+        if not self.results.empty() and isinstance(error := self.results.get(), BaseException):
+            raise error
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._loop.call_soon_threadsafe(self._end.set)
+        with suppress(RuntimeError):  # the loop has ended by itself
+            self._loop.call_soon_threadsafe(self._end.set)
         self._thread.join()
 
     def ask(self, question: Question) -> None:
