@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -270,25 +271,34 @@ class _Run:
         """
         teacher = self.teacher
         model = await self._model_name()
+        known = dialect = teacher._dialect
         while True:
-            dialect = teacher._dialect
             body = openai_api.request_body(question, teacher.decoding, model, teacher.api, dialect)
             status, headers, data = await self._send("POST", openai_api.PATHS[teacher.api], body)
             if status == 200:
+                if not dialect.extras and teacher._dialect.extras:
+                    self._adopt(dialect, "parameters beyond OpenAI's")
                 return self._accept(data)
             words = openai_api.words_of_error(data)
-            if status in (400, 422):
-                if teacher._dialect != dialect:
-                    continue  # another question has found out meanwhile
-                other = None if openai_api.TOO_LONG.search(words) else dialect.without(words, teacher.decoding)
-                if other is not None:
-                    log.info("%s is asked without what it refuses: %s", self.where, self._quote(words, question))
-                    teacher._dialect = other
+            if status in (400, 422) and not openai_api.TOO_LONG.search(words):
+                if teacher._dialect != known:
+                    known = dialect = teacher._dialect  # another question has found out meanwhile
+                    continue
+                if (other := dialect.without(words, teacher.decoding)) is not None:
+                    self._adopt(other, self._quote(words, question))
+                    known = dialect = other
+                    continue
+                if dialect.extras and not self._num_answers:
+                    dialect = replace(dialect, extras=False)  # not every server says what it does not know
                     continue
             failure = self._refused(status, headers, words, question)
             if failure.reason == "refused":
                 await self._check_that_others_are_answered(status, words, question)
             return failure
+
+    def _adopt(self, dialect: Dialect, refused: str) -> None:
+        log.info("%s is asked without what it refuses: %s", self.where, refused)
+        self.teacher._dialect = dialect
 
     def _accept(self, data: bytes) -> Answer:
         """The answer in a response; counted, and paid for."""
@@ -369,7 +379,8 @@ class _Run:
 
     async def _ask_probe(self) -> int:
         teacher, model = self.teacher, await self._model_name()
-        body = openai_api.request_body(PROBE, teacher.decoding, model, teacher.api, teacher._dialect)
+        plain = replace(teacher._dialect, extras=False)
+        body = openai_api.request_body(PROBE, teacher.decoding, model, teacher.api, plain)
         return (await self._send("POST", openai_api.PATHS[teacher.api], body))[0]
 
     async def _send(self, method: str, path: str, body: bytes | None) -> tuple[int, Mapping[str, str], bytes]:
