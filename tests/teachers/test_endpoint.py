@@ -313,6 +313,20 @@ def test_the_key_is_sent_to_the_endpoint_and_nowhere_else(server: Server, caplog
     assert "the key goes to vllm.example without encryption" in caplog.text
 
 
+def test_the_way_may_lead_through_a_proxy(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", server.url.replace("//", "//me:word@").removesuffix("/v1"))
+    assert len(ask(teacher(server, url="http://teacher.example/v1"), ["far"])) == 1
+    assert (server.headers[0]["host"], server.headers[0]["proxy-authorization"]) == (
+        "teacher.example",
+        "Basic bWU6d29yZA==",
+    )
+    monkeypatch.setenv("no_proxy", ".example")
+    with pytest.raises(TransientError, match="does not answer"):
+        ask(teacher(server, url="http://teacher.example/v1", max_retries=0), ["far"])
+
+
 def test_the_key_comes_from_a_secret_file_or_the_environment(tmp_path: Path) -> None:
     file = tmp_path / "key"
     file.write_text(f"  {KEY}\n")

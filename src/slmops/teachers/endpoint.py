@@ -13,6 +13,7 @@ import queue
 import random
 import threading
 import time
+import urllib.request
 from collections import Counter
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import suppress
@@ -24,6 +25,7 @@ from typing import Any, Self
 from urllib.parse import urlsplit
 
 import aiohttp
+from yarl import URL
 
 from slmops import __version__
 from slmops.config import TEACHER_API_KEY, TEACHER_API_KEY_FILE
@@ -101,8 +103,7 @@ class EndpointTeacher:
         self._key = key
         self._dialect = Dialect()
         host = urlsplit(url).hostname or ""
-        self._is_local = _is_loopback(host)
-        if key and url.startswith("http:") and not self._is_local:
+        if key and url.startswith("http:") and not _is_loopback(host):
             log.warning("the key goes to %s without encryption; use https:// where the network is not trusted", host)
 
     def answer(self, questions: Iterable[Question]) -> Generator[tuple[Question, Answer | Failure]]:
@@ -205,6 +206,7 @@ class _Run:
         self._slots = asyncio.Semaphore(teacher.max_in_flight)
         self._model: asyncio.Task[str] | None = None
         self._probe: asyncio.Task[int] | None = None
+        self._proxy = _proxy(teacher.url)
         headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
         headers["User-Agent"] = f"slmops/{__version__}"
         if teacher._key:
@@ -214,7 +216,6 @@ class _Run:
             timeout=aiohttp.ClientTimeout(total=teacher.timeout_s, sock_connect=CONNECT_TIMEOUT_S),
             headers=headers,
             cookie_jar=aiohttp.DummyCookieJar(),
-            trust_env=not teacher._is_local,  # a cluster may reach the world through a proxy only
             auto_decompress=False,
         ) as self._session:
             self._ready.set()
@@ -394,7 +395,7 @@ class _Run:
         url = f"{base.rstrip('/')}/{path}" + (f"?{query}" if query else "")
         limit = openai_api.max_answer_bytes(self.teacher.decoding)
         try:
-            async with self._session.request(method, url, data=body, allow_redirects=False) as response:
+            async with self._session.request(method, url, data=body, allow_redirects=False, **self._proxy) as response:
                 return response.status, response.headers, await _read(response, limit)
         except TimeoutError:
             raise Unusable("timeout", f"no answer within {self.teacher.timeout_s:g} s") from None
@@ -505,6 +506,23 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost" or host.endswith(".localhost")
+
+
+def _proxy(url: str) -> dict[str, Any]:
+    """What the environment says about a proxy, looked up once.
+
+    aiohttp's own `trust_env` asks for each request, in a thread, and refuses a key for a host that is in ~/.netrc.
+    """
+    parts = urlsplit(url)
+    proxy = urllib.request.getproxies().get(parts.scheme)
+    if not proxy or _is_loopback(parts.hostname or "") or urllib.request.proxy_bypass(parts.netloc):
+        return {}
+    address = URL(proxy if "//" in proxy else f"http://{proxy}")
+    if address.user is None:
+        return {"proxy": address}
+    login = {"Proxy-Authorization": aiohttp.encode_basic_auth(address.user, address.password or "")}
+    # A request without TLS goes to the proxy itself; for one with TLS the proxy is told with the CONNECT before it.
+    return {"proxy": address.with_user(None), "headers" if parts.scheme == "http" else "proxy_headers": login}
 
 
 async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:
