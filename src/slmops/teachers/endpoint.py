@@ -13,8 +13,11 @@ import queue
 import random
 import threading
 import time
+import urllib.request
 from collections import Counter
 from collections.abc import Generator, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -22,6 +25,7 @@ from typing import Any, Self
 from urllib.parse import urlsplit
 
 import aiohttp
+from yarl import URL
 
 from slmops import __version__
 from slmops.config import TEACHER_API_KEY, TEACHER_API_KEY_FILE
@@ -99,12 +103,12 @@ class EndpointTeacher:
         self._key = key
         self._dialect = Dialect()
         host = urlsplit(url).hostname or ""
-        self._is_local = _is_loopback(host)
-        if key and url.startswith("http:") and not self._is_local:
+        if key and url.startswith("http:") and not _is_loopback(host):
             log.warning("the key goes to %s without encryption; use https:// where the network is not trusted", host)
 
     def answer(self, questions: Iterable[Question]) -> Generator[tuple[Question, Answer | Failure]]:
-        """Answer `questions`; closing the generator cancels what is on its way.
+        """Answer `questions`. Closing the generator cancels what is on its way: use it within `contextlib.closing`, so
+        that a caller that fails does not go on paying.
 
         Raises:
             UserError: the endpoint refuses key, model or parameters, or the budget is used up.
@@ -166,10 +170,13 @@ class _Run:
     def __enter__(self) -> Self:
         self._thread.start()
         self._ready.wait()
+        if not self.results.empty() and isinstance(error := self.results.get(), BaseException):
+            raise error
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._loop.call_soon_threadsafe(self._end.set)
+        with suppress(RuntimeError):  # the loop has ended by itself
+            self._loop.call_soon_threadsafe(self._end.set)
         self._thread.join()
 
     def ask(self, question: Question) -> None:
@@ -199,6 +206,7 @@ class _Run:
         self._slots = asyncio.Semaphore(teacher.max_in_flight)
         self._model: asyncio.Task[str] | None = None
         self._probe: asyncio.Task[int] | None = None
+        self._proxy = _proxy(teacher.url)
         headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
         headers["User-Agent"] = f"slmops/{__version__}"
         if teacher._key:
@@ -208,7 +216,6 @@ class _Run:
             timeout=aiohttp.ClientTimeout(total=teacher.timeout_s, sock_connect=CONNECT_TIMEOUT_S),
             headers=headers,
             cookie_jar=aiohttp.DummyCookieJar(),
-            trust_env=not teacher._is_local,  # a cluster may reach the world through a proxy only
             auto_decompress=False,
         ) as self._session:
             self._ready.set()
@@ -265,25 +272,34 @@ class _Run:
         """
         teacher = self.teacher
         model = await self._model_name()
+        known = dialect = teacher._dialect
         while True:
-            dialect = teacher._dialect
             body = openai_api.request_body(question, teacher.decoding, model, teacher.api, dialect)
             status, headers, data = await self._send("POST", openai_api.PATHS[teacher.api], body)
             if status == 200:
+                if not dialect.extras and teacher._dialect.extras:
+                    self._adopt(dialect, "parameters beyond OpenAI's")
                 return self._accept(data)
             words = openai_api.words_of_error(data)
-            if status in (400, 422):
-                if teacher._dialect != dialect:
-                    continue  # another question has found out meanwhile
-                other = None if openai_api.TOO_LONG.search(words) else dialect.without(words, teacher.decoding)
-                if other is not None:
-                    log.info("%s is asked without what it refuses: %s", self.where, self._quote(words, question))
-                    teacher._dialect = other
+            if status in (400, 422) and not openai_api.TOO_LONG.search(words):
+                if teacher._dialect != known:
+                    known = dialect = teacher._dialect  # another question has found out meanwhile
+                    continue
+                if (other := dialect.without(words, teacher.decoding)) is not None:
+                    self._adopt(other, self._quote(words, question))
+                    known = dialect = other
+                    continue
+                if dialect.extras and not self._num_answers:
+                    dialect = replace(dialect, extras=False)  # not every server says what it does not know
                     continue
             failure = self._refused(status, headers, words, question)
             if failure.reason == "refused":
                 await self._check_that_others_are_answered(status, words, question)
             return failure
+
+    def _adopt(self, dialect: Dialect, refused: str) -> None:
+        log.info("%s is asked without what it refuses: %s", self.where, refused)
+        self.teacher._dialect = dialect
 
     def _accept(self, data: bytes) -> Answer:
         """The answer in a response; counted, and paid for."""
@@ -364,7 +380,8 @@ class _Run:
 
     async def _ask_probe(self) -> int:
         teacher, model = self.teacher, await self._model_name()
-        body = openai_api.request_body(PROBE, teacher.decoding, model, teacher.api, teacher._dialect)
+        plain = replace(teacher._dialect, extras=False)
+        body = openai_api.request_body(PROBE, teacher.decoding, model, teacher.api, plain)
         return (await self._send("POST", openai_api.PATHS[teacher.api], body))[0]
 
     async def _send(self, method: str, path: str, body: bytes | None) -> tuple[int, Mapping[str, str], bytes]:
@@ -378,7 +395,7 @@ class _Run:
         url = f"{base.rstrip('/')}/{path}" + (f"?{query}" if query else "")
         limit = openai_api.max_answer_bytes(self.teacher.decoding)
         try:
-            async with self._session.request(method, url, data=body, allow_redirects=False) as response:
+            async with self._session.request(method, url, data=body, allow_redirects=False, **self._proxy) as response:
                 return response.status, response.headers, await _read(response, limit)
         except TimeoutError:
             raise Unusable("timeout", f"no answer within {self.teacher.timeout_s:g} s") from None
@@ -489,6 +506,23 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost" or host.endswith(".localhost")
+
+
+def _proxy(url: str) -> dict[str, Any]:
+    """What the environment says about a proxy, looked up once.
+
+    aiohttp's own `trust_env` asks for each request, in a thread, and refuses a key for a host that is in ~/.netrc.
+    """
+    parts = urlsplit(url)
+    proxy = urllib.request.getproxies().get(parts.scheme)
+    if not proxy or _is_loopback(parts.hostname or "") or urllib.request.proxy_bypass(parts.netloc):
+        return {}
+    address = URL(proxy if "//" in proxy else f"http://{proxy}")
+    if address.user is None:
+        return {"proxy": address}
+    login = {"Proxy-Authorization": aiohttp.encode_basic_auth(address.user, address.password or "")}
+    # A request without TLS goes to the proxy itself; for one with TLS the proxy is told with the CONNECT before it.
+    return {"proxy": address.with_user(None), "headers" if parts.scheme == "http" else "proxy_headers": login}
 
 
 async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:

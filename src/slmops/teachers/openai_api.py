@@ -44,6 +44,13 @@ Usage = tuple[int, int]
 """Tokens of prompt and answer; zeros if the server does not say."""
 
 
+EXTRAS = {"repeat_penalty": 1.0, "repetition_penalty": 1.0}
+"""Without them llama-cpp-python's greedy answer is not the likeliest one (it punishes by 1.1 what was said before), nor
+is vLLM's for models whose generation_config.json sets a penalty."""
+SAMPLING_EXTRAS = {"top_k": 0, "min_p": 0.0}
+"""Without them llama.cpp samples from the 40 likeliest tokens that have at least a twentieth of the best one's odds."""
+
+
 @dataclass(frozen=True, slots=True)
 class Dialect:
     """Which of the optional parameters a server takes; found out by what it refuses."""
@@ -53,12 +60,16 @@ class Dialect:
     refuses `max_tokens` for its reasoning models, and both together for all. So both are sent until one is refused."""
     seed: bool = True
     top_p: bool = True
+    extras: bool = True
+    """Parameters beyond OpenAI's that switch off what servers do to the odds by themselves, see `EXTRAS`."""
 
     def without(self, words: str, decoding: Decoding) -> Dialect | None:
         """How to ask after a refusal in these `words`, or None if nothing can be left out."""
         if re.search(r"\bmax_(completion_)?tokens\b", words):
             left = {2: self.limits[:1], 1: ("max_tokens",)}[len(self.limits)]
             return replace(self, limits=left) if left != self.limits else None
+        if self.extras and any(re.search(rf"\b{name}\b", words) for name in (EXTRAS | SAMPLING_EXTRAS)):
+            return replace(self, extras=False)
         if self.seed and not decoding.greedy and re.search(r"\bseed\b", words):
             return replace(self, seed=False)
         if self.top_p and (decoding.greedy or decoding.top_p == 1.0) and re.search(r"\btop_p\b", words):
@@ -67,11 +78,7 @@ class Dialect:
 
 
 def request_body(question: Question, decoding: Decoding, model: str, api: Api, dialect: Dialect) -> bytes:
-    """The body of a request.
-
-    Whatever else shapes sampling (llama.cpp's top_k, the generation settings of a model under vLLM) is left to the
-    server, as OpenAI's API has no words for it.
-    """
+    """The body of a request."""
     body: dict[str, Any] = {"model": model}
     if api == "chat":
         body["messages"] = [{"role": turn["role"], "content": turn["content"]} for turn in question.messages]
@@ -87,6 +94,8 @@ def request_body(question: Question, decoding: Decoding, model: str, api: Api, d
         body["top_p"] = 1.0 if decoding.greedy else decoding.top_p
     if dialect.seed and not decoding.greedy:
         body["seed"] = question.seed & MAX_SEED
+    if dialect.extras:
+        body |= EXTRAS if decoding.greedy else EXTRAS | SAMPLING_EXTRAS
     return json.dumps(body).encode()
 
 
