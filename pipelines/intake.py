@@ -34,12 +34,13 @@ def take_in(
         teacher_endpoint=teacher_endpoint,
         **recipe.preflight.parameters(),
     )
+    base = dsl.importer(artifact_uri=base_model_uri, artifact_class=dsl.Model, reimport=False)
+    base.set_display_name("import-base-model").after(checked)
     data = prepare_data(
         source_uri=data_uri,
         source_version=checked.outputs["data_version"],
+        tokenizer_uri=base_model_uri,
         **templates,
         **recipe.prepare_data.parameters(*TEMPLATES),
     )
-    base = dsl.importer(artifact_uri=base_model_uri, artifact_class=dsl.Model, reimport=False)
-    base.set_display_name("import-base-model").after(checked)
     return Intake(data.outputs["train"], data.outputs["validation"], data.outputs["test"], base.output)

@@ -15,11 +15,11 @@ from slmops.records import ChatRecord, read_records
 WORDS = [a + b + c for a in "bdfgklmnprst" for b in ("a", "e", "i", "or", "un") for c in ("ra", "ko", "ti", "le", "s")]
 
 
-def prepare(tmp_path: Path, source: Path | str, *, tokenizer: Path | None = None, **settings: Any) -> PreparedData:
+def prepare(tmp_path: Path, source: Path | str, **settings: Any) -> PreparedData:
     """Run the step into `tmp_path/out`."""
     config = PrepareDataConfig.create({"source_uri": str(source), **settings})
     paths = {split: tmp_path / "out" / split for split in SPLITS}
-    return run(config, **paths, report=tmp_path / "out" / "report.html", tokenizer=tokenizer)
+    return run(config, **paths, report=tmp_path / "out" / "report.html")
 
 
 def records(tmp_path: Path, split: str) -> list[ChatRecord]:

@@ -25,10 +25,11 @@ class PreflightSection(PreflightConfig):
 
 
 class DataSection(PrepareDataConfig):
-    """prepare_data; where the rows are is a run-time parameter, and preflight finds their version."""
+    """prepare_data; rows and tokenizer are run-time parameters, and preflight finds the version of the rows."""
 
     source_uri: ClassVar[str]  # type: ignore[misc]
     source_version: ClassVar[str]  # type: ignore[misc]
+    tokenizer_uri: ClassVar[str]  # type: ignore[misc]
 
 
 class GenerateSection(GenerateResponsesConfig):

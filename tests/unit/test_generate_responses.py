@@ -9,11 +9,15 @@ import pytest
 import torch
 
 from slmops import artifacts, torch_models
-from slmops.cached_logits import open_cached_logits
+from slmops.cached_logits import DESCRIPTION, RECORDS, ROW_STARTS, open_cached_logits
 from slmops.errors import DataError
 from slmops.generate_responses import run as step
 from slmops.generate_responses.config import GenerateResponsesConfig
-from slmops.records import read_records
+from slmops.merge_responses.config import MergeResponsesConfig
+from slmops.merge_responses.run import run as merge
+from slmops.records import ROWS, read_records
+from slmops.teachers.cache import AnswerCache
+from slmops.teachers.interface import Answer
 from slmops.training.batches import encode_rows
 
 
@@ -52,27 +56,40 @@ def test_sampling_repeats_with_its_seed(tiny_teacher: Path, train_rows: Path, tm
     assert answers[0] != answers[2]
 
 
-def test_finished_batches_survive_a_stop(
+def test_answers_survive_a_stop(
     tiny_teacher: Path, train_rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The step is stopped in its third batch; the second run asks for that batch only."""
-    asked: list[int] = []
-    answer_batch = step.answer_batch
+    """The step is stopped after nine answers; the second run asks for the others only."""
+    put, num_put = AnswerCache.put, 0
 
-    def counted(*arguments: object) -> object:
-        asked.append(1)
-        if len(asked) == 3:
+    def counted(cache: AnswerCache, key: str, answer: Answer) -> None:
+        nonlocal num_put
+        num_put += 1
+        if num_put == 10:
             raise KeyboardInterrupt
-        return answer_batch(*arguments)  # type: ignore[arg-type]
+        put(cache, key, answer)
 
-    monkeypatch.setattr(step, "answer_batch", counted)
+    monkeypatch.setattr(AnswerCache, "put", counted)
     inputs = {"prompts": train_rows, "teacher": tiny_teacher, "responses": tmp_path / "responses"}
     with pytest.raises(KeyboardInterrupt):
-        step.run(quick(batch_size=8), **inputs)
+        step.run(quick(batch_size=8, logits_top_k=4), **inputs)
     assert not (tmp_path / "responses").exists()
-    step.run(quick(batch_size=8), **inputs)
-    assert len(asked) == 4
-    assert artifacts.read(tmp_path / "responses").facts["num_rows"] == 24
+    facts = step.run(quick(batch_size=3, logits_top_k=4), **inputs).facts
+    assert (facts["num_asked"], facts["num_prompts"]) == (24 - 9, 24)
+    assert open_cached_logits(tmp_path / "responses", facts["num_rows"]).info.k == 4
+
+
+def test_the_logits_of_shards_make_those_of_the_whole(tiny_teacher: Path, train_rows: Path, tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
+    step.run(quick(logits_top_k=4), prompts=train_rows, teacher=tiny_teacher, responses=whole)
+    shards = [tmp_path / f"shard-{shard}" for shard in range(3)]
+    for shard, path in enumerate(shards):
+        config = quick(logits_top_k=4, num_shards=3, shard=shard)
+        step.run(config, prompts=train_rows, teacher=tiny_teacher, responses=path)
+    merged = merge(MergeResponsesConfig(), shards=shards, responses=tmp_path / "merged")
+    assert merged.facts["top_k"] == 4
+    for name in (ROWS, RECORDS, ROW_STARTS, DESCRIPTION):
+        assert (tmp_path / "merged" / name).read_bytes() == (whole / name).read_bytes(), name
 
 
 def test_a_teacher_that_never_ends_its_answers_is_an_error(

@@ -129,16 +129,16 @@ def test_an_instruction_that_many_prompts_repeat_is_no_leak(tmp_path: Path) -> N
 def test_lengths_in_tokens_are_counted_and_limited(tmp_path: Path, tiny_model: Path) -> None:
     texts = [*sentences(50, num_words=10), *sentences(5, num_words=200, seed=1)]
     source = jsonl(tmp_path / "rows.jsonl", rows_of(texts))
-    facts = prepare(tmp_path, source, tokenizer=tiny_model).train.facts
+    facts = prepare(tmp_path, source, tokenizer_uri=str(tiny_model)).train.facts
     assert facts["tokens_p50"] <= facts["tokens_p99"] <= facts["tokens_max"]
     assert facts["num_tokens"] > facts["num_rows"] * 10
-    facts = prepare(tmp_path, source, tokenizer=tiny_model, max_tokens=400).train.facts
+    facts = prepare(tmp_path, source, tokenizer_uri=str(tiny_model), max_tokens=400).train.facts
     assert facts["tokens_max"] <= 400
     assert len(all_records(tmp_path)) == 50
     assert {row["reason"] for row in set_aside(tmp_path)} == {"too many tokens"}
     (tmp_path / "none").mkdir()
     with pytest.raises(ModelError, match=r"tokenizer\.json"):
-        prepare(tmp_path, source, tokenizer=tmp_path / "none")
+        prepare(tmp_path, source, tokenizer_uri=str(tmp_path / "none"))
 
 
 def test_rows_in_other_languages_are_set_aside_and_tasks_are_written(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import slmops_images as images
 from kfp import dsl
-from kfp.dsl import HTML, Dataset, Input, Model, Output
+from kfp.dsl import HTML, Dataset, Output
 from slmops_components.documented import documented
 
 from slmops.prepare_data.config import PrepareDataConfig
@@ -16,7 +16,6 @@ def prepare_data(
     test: Output[Dataset],
     report: Output[HTML],
     source_uri: str,
-    tokenizer: Input[Model] = None,
     source_version: str = "unknown",
     layout: str = "auto",
     prompt_template: str = "{prompt}",
@@ -29,6 +28,7 @@ def prepare_data(
     languages: list[str] = [],  # noqa: B006
     min_chars: int = 1,
     max_chars: int = 1_000_000,
+    tokenizer_uri: str = "none",
     max_tokens: int = 1_000_000,
     near_duplicates: str = "report",
     near_duplicate_threshold: float = 0.8,
@@ -51,12 +51,11 @@ def prepare_data(
         validation: Chat records to choose by.
         test: Chat records to judge by.
         report: What was read, refused and split.
-        tokenizer: The student's model directory, to count tokens by; none to count none.
     """
     from pathlib import Path
 
     from slmops.prepare_data import config, run
-    from slmops.step import path_of, step
+    from slmops.step import step
 
     with step("prepare_data"):
         splits = run.run(
@@ -65,7 +64,6 @@ def prepare_data(
             validation=Path(validation.path),
             test=Path(test.path),
             report=Path(report.path),
-            tokenizer=path_of(tokenizer),
         )
         train.metadata.update(splits.train.metadata())
         validation.metadata.update(splits.validation.metadata())

@@ -8,6 +8,9 @@ from pydantic import Field, model_validator
 
 from slmops.config import Config
 
+NO_TOKENIZER = "none"
+"""What `tokenizer_uri` is if no tokens are counted."""
+
 
 class PrepareDataConfig(Config):
     """From raw rows to chat records in three splits."""
@@ -40,6 +43,8 @@ class PrepareDataConfig(Config):
     """Rows whose turns together have fewer characters are set aside."""
     max_chars: int = Field(default=1_000_000, ge=1)
     """Rows whose turns together have more characters are set aside."""
+    tokenizer_uri: str = Field(default=NO_TOKENIZER, min_length=1)
+    """The student's model directory, a path or s3://bucket/prefix, whose tokenizer counts tokens; `none` counts none."""
     max_tokens: int = Field(default=1_000_000, ge=1)
     """Rows of more tokens are set aside; only with a tokenizer."""
     near_duplicates: Literal["off", "report", "remove"] = "report"

@@ -15,7 +15,7 @@ import numpy as np
 from slmops import __version__
 from slmops.artifacts import Draft, Sidecar, writing
 from slmops.errors import DataError, DiskFullError, UserError
-from slmops.prepare_data.config import PrepareDataConfig
+from slmops.prepare_data.config import NO_TOKENIZER, PrepareDataConfig
 from slmops.prepare_data.findings import SetAside
 from slmops.prepare_data.intake import (
     BAD_ROWS,
@@ -63,14 +63,10 @@ def run(
     validation: Path,
     test: Path,
     report: Path,
-    tokenizer: Path | None = None,
 ) -> PreparedData:
     """Read `config.source_uri`, set aside what is bad, doubled or leaked, split, and write three chat datasets.
 
     A run that was killed goes on behind the last ten thousand rows or so that it had finished.
-
-    Args:
-        tokenizer: The student's model directory; without one, no tokens are counted.
 
     Raises:
         ConfigError: a template or setting names a column that is not there.
@@ -81,7 +77,7 @@ def run(
     phases = Phases()
     with _unfinished(config, train) as directory:
         with phases.timed("recognise"):
-            tokens = TokenCounter(tokenizer) if tokenizer else None
+            tokens = None if config.tokenizer_uri == NO_TOKENIZER else TokenCounter(config.tokenizer_uri, directory)
             source = open_source(config.source_uri, directory)
         key = {"spool": SPOOL_VERSION, "slmops": __version__, "source": source.digest}
         key["tokenizer"] = tokens.digest if tokens else "none"

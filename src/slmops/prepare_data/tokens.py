@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from slmops import storage
 from slmops.errors import ModelError
 from slmops.models import tokenizer_digest
 
@@ -16,21 +17,26 @@ TOKENIZER = "tokenizer.json"
 
 
 class TokenCounter:
-    """Counts with the tokenizer of a model directory.
+    """Counts with the tokenizer of a model directory."""
 
-    Raises:
-        ModelError: the directory has no tokenizer.json that can be read.
-    """
+    def __init__(self, model_uri: str, directory: Path) -> None:
+        """Take one file of the model at `model_uri`; if it is far away, `directory` takes a copy.
 
-    def __init__(self, tokenizer_dir: Path) -> None:
+        Raises:
+            ModelError: the model has no tokenizer.json that can be read.
+            StoreError, TransientError: it cannot be reached.
+        """
         from tokenizers import Tokenizer
 
-        path = tokenizer_dir / TOKENIZER
+        path = storage.fetch(f"{model_uri.rstrip('/')}/{TOKENIZER}", directory)
         if not path.is_file():
-            raise ModelError(f"{tokenizer_dir} has no {TOKENIZER}; give the directory of a model with a fast tokenizer")
-        self._tokenizer = Tokenizer.from_file(str(path))
-        self.name = tokenizer_dir.name
-        self.digest = tokenizer_digest(tokenizer_dir)
+            raise ModelError(f"{model_uri} has no {TOKENIZER}; give the directory of a model with a fast tokenizer")
+        try:
+            self._tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises Exception itself
+            raise ModelError(f"{model_uri}/{TOKENIZER} cannot be read: {error}; save the model again") from None
+        self.name = model_uri.rstrip("/").rpartition("/")[2]
+        self.digest = tokenizer_digest(path.parent)
 
     def count(self, texts: Sequence[str]) -> np.ndarray:
         """[len(texts)] int32: tokens of each text, without special tokens around it."""

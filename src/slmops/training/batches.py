@@ -75,6 +75,12 @@ def encode_row(
     return Row(index=index, input_ids=ids[: targets[-1] + 1], targets=targets)
 
 
+def retokenizes(tokenizer: PreTrainedTokenizerBase, record: ChatRecord, answer: Sequence[int]) -> bool:
+    """Whether the text of the last turn turns into the tokens `answer`, the end of the turn included, again."""
+    row = encode_row(tokenizer, record, last_turn_only=True)
+    return [row.input_ids[position] for position in row.targets] == list(answer)
+
+
 def _end_of_turn(ids: list[int], start: int, eos_token_id: int | None) -> int:
     """The position after the first end-of-turn token; what templates add behind it (a line break) is no answer."""
     for position in range(start, len(ids)):
