@@ -218,6 +218,7 @@ class TestMathematics:
             ("Answer: 3. No, wait.\n**Answer:** 4 apples", "4 apples"),
             (r"So it is $\boxed{\frac{1}{2}}$.", r"\frac{1}{2}"),
             ("He has 3.\n#### 3", "3"),
+            ("So the answer is 42.", "42."),
             ("The final answer is: $12.50", "$12.50".lstrip("$")),
             ("72", "72"),
             ("I have no idea.", None),
