@@ -23,6 +23,7 @@ from slmops.checks import Checks
 from slmops.errors import ConfigError, DataError, TransientError
 from slmops.prepare_data.chats import digest_of_messages
 from slmops.records import ChatRecord, Message, id_of, read_records
+from slmops.storage import open_store
 from slmops.synthesize import run as step
 from slmops.synthesize.asking import Desk, Request
 from slmops.synthesize.config import SynthesizeConfig
@@ -379,6 +380,17 @@ class TestStep:
         uri = str(tmp_path / "basel.md")
         facts = self.run(monkeypatch, tmp_path, teacher, None, method="documents", documents_uri=uri)
         assert facts == {"num_rows": 1, "num_requests": 1}
+
+    def test_documents_may_lie_in_a_bucket(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bucket: str) -> None:
+        store = open_store(f"{bucket}/docs")
+        for name in ("basel.md", "deep/more.txt", "picture.png"):
+            store.create(name, f"{TEXT}\n\nThis is {name}.".encode())
+        teacher = Scripted(lambda prompt: json.dumps([ITEM | {"question": f"Who built it, {crc32(prompt.encode())}?"}]))
+        for uri, names in (("docs", ["basel.md", "deep/more.txt"]), ("docs/basel.md", ["basel.md"])):
+            fields = {"method": "documents", "documents_uri": f"{bucket}/{uri}"}
+            self.run(monkeypatch, tmp_path, teacher, None, **fields)
+            found = [row.provenance.sources[0] for row in read_records(tmp_path / "rows") if row.provenance]
+            assert [source.partition("#")[0] for source in found] == names
 
     def test_no_rows_is_an_error_that_says_why(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         seeds = write_dataset(tmp_path / "seeds", SEEDS)

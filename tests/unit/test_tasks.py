@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from importlib import metadata
 from pathlib import Path
 from typing import Any, ClassVar
@@ -89,6 +90,27 @@ def test_a_conversation_is_asked_as_it_stands() -> None:
     assert [turn["content"] for turn in chat.ask(record)] == ["Be kind.", "Hi", "Hello", "Bye"]
     assert parsed(chat, " See you.\n", record) == "See you."
     assert parsed(chat, " \n", record) == "(empty)"
+
+
+def test_the_guides_own_task_works_from_a_package_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "guide" / "tasks.md").read_text()
+    (code,) = re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    (point,) = re.findall(r'entry-points."slmops.tasks"\]\n *(\w+) = "(.*)"', page)
+    (tmp_path / "our_tasks.py").write_text(code)
+    (tmp_path / "ours-1.0.dist-info").mkdir()
+    (tmp_path / "ours-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: ours\nVersion: 1.0\n")
+    (tmp_path / "ours-1.0.dist-info" / "entry_points.txt").write_text(f"[slmops.tasks]\n{point[0]} = {point[1]}\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    assert "translation" in registry.names()
+    task = Tasks({"translation": {"language": "French"}}).named("translation")
+    record = chat_record("Hello {name}!", "Bonjour {name} !")
+    assert asked(task, record) == "Hello {name}!\n\nTranslate this into French. Keep what stands in braces."
+    assert parsed(task, "Salut {name} !", record) == "Salut {name} !"
+    assert parsed(task, "Salut !", record) == "(placeholder_lost)"
+    assert task.metrics([("Salut !", record.completion)])["placeholders_kept"] == 0
+    with pytest.raises(ConfigError, match="tongue: extra inputs are not permitted"):
+        Tasks({"translation": {"tongue": "French"}})
 
 
 class TestClassification:
@@ -196,6 +218,7 @@ class TestMathematics:
             ("Answer: 3. No, wait.\n**Answer:** 4 apples", "4 apples"),
             (r"So it is $\boxed{\frac{1}{2}}$.", r"\frac{1}{2}"),
             ("He has 3.\n#### 3", "3"),
+            ("So the answer is 42.", "42."),
             ("The final answer is: $12.50", "$12.50".lstrip("$")),
             ("72", "72"),
             ("I have no idea.", None),

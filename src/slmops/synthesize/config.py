@@ -42,7 +42,7 @@ class SynthesizeConfig(CheckSettings, TeacherSettings):
     """Drop shorter new prompts and questions, in characters."""
     max_prompt_chars: int = Field(default=2000, ge=1)
     """Drop longer ones."""
-    novelty_threshold: float = Field(default=0.7, gt=0, le=1)
+    novelty_threshold: float = Field(default=0.7, ge=0.1, le=1)
     """Drop a new prompt whose ROUGE-L F1 with a seed or an earlier prompt is this high; 1 drops only the same words."""
     task_settings: dict[str, Any] = Field(default={})
     """Settings of tasks by name: `{"classification": {"labels": ["yes", "no"]}}`."""

@@ -16,7 +16,7 @@ from slmops.teachers.interface import Prompt
 MAX_CHARS = 200
 """A longer final answer is no answer, but prose."""
 
-_ANSWER_LINE = re.compile(r"(?:\banswer\b[^\n:=]{0,20}[:=]|####)[ \t*$]*(\S[^\n]*)", re.IGNORECASE)
+_ANSWER_LINE = re.compile(r"(?:\banswer\b(?:[^\n:=]{0,20}[:=]|\s+is\b)|####)[ \t*$]*(\S[^\n]*)", re.IGNORECASE)
 _TEX_FRACTION = re.compile(r"\\[dt]?frac\{([^{}]+)\}\{([^{}]+)\}")
 _TEX_TEXT = re.compile(r"\\(?:text|mathrm|textbf|mbox)\{([^{}]*)\}")
 _DECIMAL = r"(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?"
