@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from slmops import artifacts
 from slmops.checks import Checks
 from slmops.errors import ConfigError, DataError, TransientError
-from slmops.prepare_data.chats import digest_of_messages
+from slmops.prepare_data.chats import ids_of
 from slmops.records import ChatRecord, Message, id_of, read_records
 from slmops.storage import open_store
 from slmops.synthesize import run as step
@@ -64,7 +64,7 @@ class Scripted:
 
 
 def as_in_prepare_data(messages: Sequence[Message]) -> str:
-    return digest_of_messages(tuple((turn.role, turn.content) for turn in messages))
+    return ids_of(tuple((turn.role, turn.content) for turn in messages))[0]
 
 
 def config(**fields: Any) -> SynthesizeConfig:

@@ -55,7 +55,7 @@ class Task(Config):
             Rejected: with the reason of either.
         """
         completion = self.read(text, record)
-        if not completion:
+        if not completion.strip():
             raise Rejected("empty")
         if reason := self.check(completion, record):
             raise Rejected(reason)

@@ -68,7 +68,9 @@ class TransformersTeacher:
     def _answer(self, window: list[Question]) -> Iterator[tuple[Question, Answer | Failure]]:
         model = self._load()
         longest = int(getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", 1 << 30))
-        encoded = [encode(self._tokenizer, [dict(turn) for turn in question.messages], to_answer=True) for question in window]
+        encoded = [
+            encode(self._tokenizer, [dict(turn) for turn in question.messages], to_answer=True) for question in window
+        ]
         requests: dict[int, Request] = {}
         for number, (question, ids) in enumerate(zip(window, encoded, strict=True)):
             if len(ids) >= longest:
