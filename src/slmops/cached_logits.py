@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, BinaryIO, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from slmops.artifacts import Sha256
-from slmops.errors import ArtifactError, ModelError, explain_os_errors
+from slmops.errors import ArtifactError, explain_os_errors
 
 if TYPE_CHECKING:
     import numpy as np
@@ -154,33 +154,15 @@ def _npy_header(length: int) -> bytes:
     return written
 
 
-def open_cached_logits(
-    responses: Path, num_rows: int, *, tokenizer_digest: str | None = None, template_digest: str | None = None
-) -> CachedLogits:
+def open_cached_logits(responses: Path, num_rows: int) -> CachedLogits:
     """Map the records of a responses artifact without reading them.
 
-    Args:
-        responses: its directory.
-        num_rows: rows of the artifact.
-        tokenizer_digest: of who is to learn from them; None asks nothing.
-        template_digest: likewise.
-
     Raises:
-        ArtifactError: there are none, they are damaged, or they do not fit the rows.
-        ModelError: they are about the tokens of another tokenizer, or another chat template put them elsewhere.
+        ArtifactError: there are none, they are damaged, or they do not fit the artifact's `num_rows` rows.
     """
     import numpy as np
 
     info = read_info(responses)
-    for what, ours, theirs, remedy in (
-        ("tokenizer", tokenizer_digest, info.tokenizer_digest, "use objective=responses"),
-        ("chat template", template_digest, info.template_digest, "give the student the teacher's chat_template.jinja"),
-    ):
-        if ours is not None and ours != theirs:
-            raise ModelError(
-                f"the logits in {responses} were kept with {what} {theirs[:12]}, the student has {ours[:12]}, so they "
-                f"are not about the same tokens; {remedy}"
-            )
     _check_sizes(responses, info)
     if info.num_rows != num_rows:
         raise ArtifactError(

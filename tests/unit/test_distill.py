@@ -138,6 +138,24 @@ def test_a_student_with_another_tokenizer_is_refused_before_a_model_is_loaded(
         )
 
 
+def test_a_student_with_another_chat_template_is_refused_before_a_model_is_loaded(
+    tiny_teacher: Path, tiny_model: Path, tiny_responses: Path, held_out_rows: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(tiny_model, other)
+    with open(other / "chat_template.jinja", "a") as template:
+        template.write("{# another #}")
+    with pytest.raises(ModelError, match=r"different chat templates .*; give the student the teacher's"):
+        refuse(
+            tmp_path,
+            quick(),
+            responses=tiny_responses,
+            validation=held_out_rows,
+            teacher=tiny_teacher,
+            student=other,
+        )
+
+
 def test_layers_that_do_not_exist_are_named(
     tiny_teacher: Path, tiny_responses: Path, held_out_rows: Path, tmp_path: Path
 ) -> None:

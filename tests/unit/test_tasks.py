@@ -88,7 +88,7 @@ def test_a_conversation_is_asked_as_it_stands() -> None:
     record = ChatRecord(id="0" * 16, messages=messages)
     chat = Tasks({}).of(record)
     assert [turn["content"] for turn in chat.ask(record)] == ["Be kind.", "Hi", "Hello", "Bye"]
-    assert parsed(chat, " See you.\n", record) == "See you."
+    assert parsed(chat, " See you.\n", record) == " See you.\n", "the teacher's distribution is about every character"
     assert parsed(chat, " \n", record) == "(empty)"
 
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from slmops import artifacts, hardware, models, torch_models
 from slmops.artifacts import Sidecar
-from slmops.cached_logits import open_cached_logits
+from slmops.cached_logits import open_cached_logits, read_info
 from slmops.distill.config import DistillConfig
 from slmops.distill.students import keep_layers
 from slmops.errors import ConfigError, ModelError
@@ -80,7 +80,7 @@ def _open(config: DistillConfig, responses: Path, validation: Path, teacher: Pat
         models.open_model(student),
     ]
     if config.objective == "logits":
-        check_logits_fit(config, parents[0], teacher, student)
+        check_logits_fit(config, responses, teacher, student)
     return parents
 
 
@@ -119,28 +119,37 @@ def _train(
     return _Trained(learner, tokenizer, curves, loop.where(device, dtype))
 
 
-def check_logits_fit(config: DistillConfig, responses: Sidecar, teacher: Path, student: Path) -> None:
+def check_logits_fit(config: DistillConfig, responses: Path, teacher: Path, student: Path) -> None:
     """Find out before any model is loaded whether the teacher's distribution means anything to the student.
 
     Raises:
-        ModelError: they have different tokenizers.
+        ArtifactError: there are no kept logits, or half-written ones.
+        ModelError: student and teacher have different tokenizers or chat templates.
         ConfigError: the kept logits were taken at another temperature.
     """
-    ours = models.tokenizer_digest(student)
-    theirs = models.tokenizer_digest(teacher)
+    ours = models.tokenizer_digest(student), models.template_digest(student)
     if config.teacher_logits == "cached":
-        theirs = str(responses.facts.get("tokenizer_digest"))
-        kept_at = responses.facts.get("logits_temperature")
-        if kept_at is not None and kept_at != config.temperature:
+        kept = read_info(responses)
+        theirs = kept.tokenizer_digest, kept.template_digest
+        if kept.temperature != config.temperature:
             raise ConfigError(
-                f"temperature is {config.temperature}, but the logits were kept at {kept_at}; set both alike "
+                f"temperature is {config.temperature}, but the logits were kept at {kept.temperature}; set both alike "
                 "(generate_responses.logits_temperature), or use teacher_logits=online"
             )
-    if ours != theirs:
-        raise ModelError(
-            f"student and teacher have different tokenizers ({ours[:12]} and {theirs[:12]}), so their logits are not "
-            "about the same tokens; use objective=responses"
-        )
+    else:
+        theirs = models.tokenizer_digest(teacher), models.template_digest(teacher)
+    for what, our, their, remedy in zip(
+        ("tokenizer", "chat template"),
+        ours,
+        theirs,
+        ("use objective=responses", "give the student the teacher's chat_template.jinja"),
+        strict=True,
+    ):
+        if our != their:
+            raise ModelError(
+                f"student and teacher have different {what}s ({our[:12]} and {their[:12]}), so their logits are not "
+                f"about the same tokens; {remedy}"
+            )
 
 
 def _make_loss(
