@@ -23,7 +23,8 @@ from slmops.errors import ArtifactError, ConfigError, TransientError, UserError
 from slmops.teachers import endpoint
 from slmops.teachers.budget import Budget, BudgetExceeded
 from slmops.teachers.cache import AnswerCache
-from slmops.teachers.endpoint import EndpointTeacher, read_key
+from slmops.teachers.connection import read_key, retry_after
+from slmops.teachers.endpoint import EndpointTeacher
 from slmops.teachers.interface import Answer, Decoding, Failure, Question, question_key
 from tests.teachers import misbehaving
 from tests.teachers.misbehaving import Reply, Server, completion, error
@@ -216,8 +217,8 @@ def test_the_server_says_when_to_come_again(server: Server, monkeypatch: pytest.
     assert order[-1][1] - order[-2][1] > 0.8
     date = format_datetime(datetime.now(UTC) + timedelta(seconds=30), usegmt=True)
     values = {"3": 3, "0.5": 0.5, "-1": None, "soon": None, "": None, "86400": 120, "Wed, 21 Oct 2015 07:28:00 GMT": 0}
-    assert {value: endpoint._retry_after({"Retry-After": value}) for value in values} == values
-    assert 28 < (endpoint._retry_after({"Retry-After": date}) or 0) <= 30
+    assert {value: retry_after({"Retry-After": value}) for value in values} == values
+    assert 28 < (retry_after({"Retry-After": date}) or 0) <= 30
     monkeypatch.setattr(endpoint, "BACKOFF_S", 0.5)
     delays = [endpoint._delay(9, None) for _ in range(200)]
     assert 0 <= min(delays) < 5

@@ -7,42 +7,29 @@ answers come in, and time-outs are true, while the caller writes to a disk or lo
 from __future__ import annotations
 
 import asyncio
-import ipaddress
-import os
 import queue
 import random
 import threading
 import time
-import urllib.request
 from collections import Counter
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
-from pathlib import Path
-from typing import Any, Self
+from typing import Self
 from urllib.parse import urlsplit
 
-import aiohttp
-from yarl import URL
-
-from slmops import __version__
 from slmops.config import TEACHER_API_KEY, TEACHER_API_KEY_FILE
-from slmops.errors import ConfigError, SlmopsError, TransientError, UserError, explain_os_errors
+from slmops.errors import SlmopsError, TransientError, UserError
 from slmops.progress import log
 from slmops.teachers import openai_api
 from slmops.teachers.budget import Budget
+from slmops.teachers.connection import Connection, is_loopback, retry_after
 from slmops.teachers.interface import Answer, Decoding, Failure, Question
 from slmops.teachers.openai_api import Api, Dialect, Unusable
 
 ANY_MODEL = "default"
 """The name that takes whatever is served."""
-CONNECT_TIMEOUT_S = 15.0
-KEEPALIVE_S = 4.0
-"""uvicorn, which is under most servers of this kind, hangs up after five idle seconds."""
 BACKOFF_S, MAX_BACKOFF_S = 0.5, 30.0
-MAX_RETRY_AFTER_S = 120.0
 DOWN_AFTER_FAILURES, DOWN_AFTER_S = 32, 120.0
 """An endpoint is down once this many attempts in a row have failed, over at least this long."""
 AHEAD = 3
@@ -51,7 +38,6 @@ of them, a server that limits the rate would be asked more often in vain."""
 PROBLEMS_INTERVAL_S = 30.0
 PROBE = Question("", ({"role": "user", "content": "Say yes."},), 0)
 """Asked if a question is refused before any was answered: is it this question, or how all are asked?"""
-MAX_KEY_BYTES = 8192
 
 
 class EndpointTeacher:
@@ -103,7 +89,7 @@ class EndpointTeacher:
         self._key = key
         self._dialect = Dialect()
         host = urlsplit(url).hostname or ""
-        if key and url.startswith("http:") and not _is_loopback(host):
+        if key and url.startswith("http:") and not is_loopback(host):
             log.warning("the key goes to %s without encryption; use https:// where the network is not trusted", host)
 
     def answer(self, questions: Iterable[Question]) -> Generator[tuple[Question, Answer | Failure]]:
@@ -206,18 +192,13 @@ class _Run:
         self._slots = asyncio.Semaphore(teacher.max_in_flight)
         self._model: asyncio.Task[str] | None = None
         self._probe: asyncio.Task[int] | None = None
-        self._proxy = _proxy(teacher.url)
-        headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
-        headers["User-Agent"] = f"slmops/{__version__}"
-        if teacher._key:
-            headers["Authorization"] = f"Bearer {teacher._key}"
-        async with aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S),
-            timeout=aiohttp.ClientTimeout(total=teacher.timeout_s, sock_connect=CONNECT_TIMEOUT_S),
-            headers=headers,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,
-        ) as self._session:
+        async with Connection(
+            teacher.url,
+            teacher._key,
+            timeout_s=teacher.timeout_s,
+            max_bytes=openai_api.max_answer_bytes(teacher.decoding),
+            where=self.where,
+        ) as self._connection:
             self._ready.set()
             await self._end.wait()
             tasks = [*self._tasks, *filter(None, (self._model, self._probe))]
@@ -275,7 +256,7 @@ class _Run:
         known = dialect = teacher._dialect
         while True:
             body = openai_api.request_body(question, teacher.decoding, model, teacher.api, dialect)
-            status, headers, data = await self._send("POST", openai_api.PATHS[teacher.api], body)
+            status, headers, data = await self._connection.send("POST", openai_api.PATHS[teacher.api], body)
             if status == 200:
                 if not dialect.extras and teacher._dialect.extras:
                     self._adopt(dialect, "parameters beyond OpenAI's")
@@ -353,7 +334,7 @@ class _Run:
             raise UserError(f"{self.where} gives no log-probabilities as asked ({status}){said}; set top_logprobs to 0")
         if status in (408, 409, 425, 429) or status >= 500:
             reason = "rate_limited" if status == 429 else "server_error"
-            raise Unusable(reason, f"status {status}", after_s=_retry_after(headers))
+            raise Unusable(reason, f"status {status}", after_s=retry_after(headers))
         if 300 <= status < 400:
             target = headers.get("Location", "nowhere").partition("?")[0][:200]
             raise UserError(f"{self.where} redirects to {target} ({status}); set endpoint_url to where it really is")
@@ -382,37 +363,7 @@ class _Run:
         teacher, model = self.teacher, await self._model_name()
         plain = replace(teacher._dialect, extras=False)
         body = openai_api.request_body(PROBE, teacher.decoding, model, teacher.api, plain)
-        return (await self._send("POST", openai_api.PATHS[teacher.api], body))[0]
-
-    async def _send(self, method: str, path: str, body: bytes | None) -> tuple[int, Mapping[str, str], bytes]:
-        """One request; no redirect is followed, so the key stays here.
-
-        Raises:
-            Unusable: there is no whole response.
-            UserError: the host cannot be spoken to.
-        """
-        base, _, query = self.teacher.url.partition("?")
-        url = f"{base.rstrip('/')}/{path}" + (f"?{query}" if query else "")
-        limit = openai_api.max_answer_bytes(self.teacher.decoding)
-        try:
-            async with self._session.request(method, url, data=body, allow_redirects=False, **self._proxy) as response:
-                return response.status, response.headers, await _read(response, limit)
-        except TimeoutError:
-            raise Unusable("timeout", f"no answer within {self.teacher.timeout_s:g} s") from None
-        except (aiohttp.ClientConnectorCertificateError, aiohttp.ClientSSLError) as error:
-            raise UserError(
-                f"{self.where}: no trusted TLS connection ({error.__class__.__name__}); set SSL_CERT_FILE to your "
-                "authority's certificates, or correct endpoint_url"
-            ) from None
-        except aiohttp.InvalidURL:
-            raise UserError(f"{self.where} is no address; correct endpoint_url") from None
-        except aiohttp.ClientPayloadError:
-            raise Unusable("cut_off", "the connection ended within the answer") from None
-        except aiohttp.ClientConnectorError as error:
-            raise Unusable("no_connection", f"no connection: {error.strerror or error.__class__.__name__}") from None
-        except (aiohttp.ClientError, OSError) as error:
-            # Only the class: what aiohttp says may hold the request with its headers.
-            raise Unusable("connection_lost", f"the connection broke: {error.__class__.__name__}") from None
+        return (await self._connection.send("POST", openai_api.PATHS[teacher.api], body))[0]
 
     async def _model_name(self) -> str:
         """What to send as model: for `default`, the only one that the server lists."""
@@ -423,7 +374,7 @@ class _Run:
         return await asyncio.shield(self._model)
 
     async def _find_model(self) -> str:
-        status, headers, data = await self._send("GET", "models", None)
+        status, headers, data = await self._connection.send("GET", "models", None)
         if status in (401, 403, 429) or status >= 500:
             self._refused(status, headers, "", Question("", (), 0))
         try:
@@ -475,72 +426,6 @@ class _Run:
         return f": {' '.join(words.split())[:300]}"
 
 
-def read_key(environment: Mapping[str, str] = os.environ) -> str | None:
-    """The endpoint's key: from the file that $SLMOPS_TEACHER_API_KEY_FILE names, else from $SLMOPS_TEACHER_API_KEY.
-
-    It is read at each start, so that a secret that was rotated counts from the next start on.
-
-    Raises:
-        ConfigError: it is empty or cannot be a key. The message does not hold it.
-        ArtifactError: the file cannot be read.
-    """
-    if path := environment.get(TEACHER_API_KEY_FILE):
-        with explain_os_errors(path), open(Path(path), "rb") as file:
-            data, place = file.read(MAX_KEY_BYTES + 1), f"{path} (${TEACHER_API_KEY_FILE})"
-    elif (value := environment.get(TEACHER_API_KEY)) is not None:
-        data, place = value.encode(errors="surrogateescape"), f"${TEACHER_API_KEY}"
-    else:
-        return None
-    key = data.strip()
-    if not key:
-        raise ConfigError(f"{place} is empty; put the endpoint's key there, or unset the variable")
-    if len(key) > MAX_KEY_BYTES or not all(0x20 < byte < 0x7F for byte in key):
-        raise ConfigError(
-            f"{place} is no key: {len(key):,} bytes with other than printable ASCII characters, or too many"
-        )
-    return key.decode()
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
-
-
-def _proxy(url: str) -> dict[str, Any]:
-    """What the environment says about a proxy, looked up once.
-
-    aiohttp's own `trust_env` asks for each request, in a thread, and refuses a key for a host that is in ~/.netrc.
-    """
-    parts = urlsplit(url)
-    proxy = urllib.request.getproxies().get(parts.scheme)
-    if not proxy or _is_loopback(parts.hostname or "") or urllib.request.proxy_bypass(parts.netloc):
-        return {}
-    address = URL(proxy if "//" in proxy else f"http://{proxy}")
-    if address.user is None:
-        return {"proxy": address}
-    login = {"Proxy-Authorization": aiohttp.encode_basic_auth(address.user, address.password or "")}
-    # A request without TLS goes to the proxy itself; for one with TLS the proxy is told with the CONNECT before it.
-    return {"proxy": address.with_user(None), "headers" if parts.scheme == "http" else "proxy_headers": login}
-
-
-async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:
-    """The body of a response, unless it is larger than any answer can be."""
-    size = response.content_length or 0
-    parts: list[bytes] = []
-    if size <= limit:
-        size = 0
-        async for part in response.content.iter_any():
-            parts.append(part)
-            if (size := size + len(part)) > limit:
-                break
-    if size > limit:
-        response.close()  # hangs up, so that the rest is not read
-        raise Unusable("too_large", f"more than {limit:,} bytes", max_retries=1)
-    return b"".join(parts)
-
-
 def _delay(retries: int, after_s: float | None) -> float:
     """Seconds to the next attempt: what the server wishes and a little, else exponential back-off with full jitter.
 
@@ -549,19 +434,3 @@ def _delay(retries: int, after_s: float | None) -> float:
     if after_s is not None:
         return after_s + random.uniform(0, BACKOFF_S)
     return random.uniform(0, min(MAX_BACKOFF_S, BACKOFF_S * 2**retries))
-
-
-def _retry_after(headers: Mapping[str, Any]) -> float | None:
-    """Seconds that the server asks to wait, at most MAX_RETRY_AFTER_S; RFC 9110, 10.2.3."""
-    value = headers.get("Retry-After", "").strip()
-    if not value:
-        return None
-    if value.replace(".", "", 1).isascii() and value.replace(".", "", 1).isdigit():
-        seconds = float(value)
-    else:
-        try:
-            when = parsedate_to_datetime(value)
-        except ValueError:
-            return None
-        seconds = (when.replace(tzinfo=when.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
-    return min(max(seconds, 0.0), MAX_RETRY_AFTER_S)
