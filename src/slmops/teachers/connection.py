@@ -70,6 +70,8 @@ class Connection:
         try:
             async with self._session.request(method, url, data=body, allow_redirects=False, **self._proxy) as response:
                 return response.status, response.headers, await _read(response, self._max_bytes)
+        except aiohttp.ConnectionTimeoutError:
+            raise Unusable("no_connection", f"no connection within {CONNECT_TIMEOUT_S:g} s") from None
         except TimeoutError:
             raise Unusable("timeout", f"no answer within {self._timeout_s:g} s") from None
         except aiohttp.ClientConnectorCertificateError as error:
