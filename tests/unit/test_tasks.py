@@ -128,6 +128,7 @@ class TestClassification:
             ("card_payment or card_arrival", "(several_labels)"),
             ("card_arrival\ncard_payment", "(several_labels)"),
             ("This is not card_arrival.", "(no_label)"),
+            ("**lost card**, since it is not there any more", "lost card"),
             ("card_arrivals", "(no_label)"),
             ("lost", "(no_label)"),
             ("I don't know.", "(no_label)"),
@@ -141,6 +142,21 @@ class TestClassification:
         assert "exactly one of these labels and nothing else: Yes, No" in asked(Classification(), record)
         assert parsed(Classification(), "yes.", record) == "Yes"
         assert parsed(Classification(), "maybe", record) == "(no_label)"
+
+    @pytest.mark.parametrize(
+        ("text", "label"),
+        [
+            ("No, the first does not say the same.", "No"),
+            ("Yes. It cannot be otherwise.", "Yes"),
+            ("no - nothing", "No"),
+            ("I do not think so, no", "(no_label)"),
+            ("Yes, No.", "(several_labels)"),
+            ("No one knows, but I cannot tell.", "(no_label)"),
+            ("Nothing", "(no_label)"),
+        ],
+    )
+    def test_an_opening_label_counts_whatever_is_negated_behind_it(self, text: str, label: str) -> None:
+        assert parsed(Classification(labels=["Yes", "No"]), text, chat_record("?", "!")) == label
 
     def test_a_prompt_without_labels_stops_before_anything_is_paid(self) -> None:
         with pytest.raises(ConfigError, match="names no labels, and neither does task_settings"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated
 
 from pydantic import Field, field_validator
@@ -20,6 +20,8 @@ _LABELS_LINE = re.compile(
 _SAID_LINE = re.compile(r"^\W*(?:answer|label|class|category)\W*:\W*(\S.*)$", re.IGNORECASE | re.MULTILINE)
 _NEGATION = re.compile(r"\b(?:not|nor|neither|never|cannot|isn't|doesn't|don't|can't|except|rather than|instead of)\b")
 _OUTER = " \t\r\n.,;:!?\"'`*_“”‘’„«»()[]<>"
+_CLOSING_QUOTES = "\"'`*_”’»"
+_BREAKS = (",", ".", ":", ";", " -", " –", " —", " (")
 
 
 class Classification(Task):
@@ -84,8 +86,8 @@ class Classification(Task):
 def read_label(text: str, labels: Sequence[str]) -> str:
     """The one of `labels` that `text` says, whatever its case, quotes and full stop.
 
-    It is all that the text says, or what a last line `Answer: ...` says, or the only label in a text that negates
-    nothing: never one of two.
+    It is all that the text says, or what a last line `Answer: ...` says. Else it is the only label in the text, if the
+    text opens with it (`No, because ...`) or negates nothing. Never is it one of two.
 
     Raises:
         Rejected: `no_label`, `several_labels`.
@@ -95,10 +97,15 @@ def read_label(text: str, labels: Sequence[str]) -> str:
     for whole in (text, *said[-1:]):
         if label := by_plain.get(_plain(whole)):
             return label
-    found = _mentioned(_plain(text), by_plain)
+    plain, pattern = _plain(text), _any_of(by_plain)
+    found = set(pattern.findall(plain))
     if len(found) > 1:
         raise Rejected("several_labels")
-    if not found or _NEGATION.search(_without(found, _plain(text))):
+    if not found:
+        raise Rejected("no_label")
+    opening = pattern.match(plain)
+    opens = opening is not None and plain[opening.end() :].lstrip(_CLOSING_QUOTES).startswith(_BREAKS)
+    if not opens and _NEGATION.search(pattern.sub(" ", plain)):
         raise Rejected("no_label")
     return by_plain[found.pop()]
 
@@ -107,15 +114,7 @@ def _plain(text: str) -> str:
     return " ".join(text.casefold().replace("’", "'").strip(_OUTER).split())
 
 
-def _mentioned(text: str, labels: Sequence[str] | dict[str, str]) -> set[str]:
-    """The labels that stand in `text` as whole words; of labels within labels only the longest."""
-    if not labels:
-        return set()
+def _any_of(labels: Iterable[str]) -> re.Pattern[str]:
+    """Finds labels as whole words; of labels within labels the longest. Without labels it finds nothing."""
     longest_first = sorted(labels, key=len, reverse=True)
-    return set(re.findall(rf"(?<!\w)(?:{'|'.join(map(re.escape, longest_first))})(?!\w)", text))
-
-
-def _without(labels: set[str], text: str) -> str:
-    for label in labels:
-        text = text.replace(label, " ")
-    return text
+    return re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, longest_first))})(?!\w)" if longest_first else r"(?!)")
