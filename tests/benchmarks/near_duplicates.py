@@ -3,10 +3,10 @@
     python -m tests.benchmarks.near_duplicates --peer .venv-bench/bin/python
 
 The rows are made here, by seed: about 300 bytes of words as frequent as in text, 3 % of them copies of a row before,
-5 % of them such a row with one or two words replaced; 30 % hold a number and 2 % an e-mail address. Each measurement is
-a process of its own, bound to one core; the contestants take turns. datatrove gets the same runs of five words, the same
-number of bands and hashes, and the same idea of a word: what stands between spaces. Its own English tokenizer takes
-longer, and needs spaCy. It needs the extras io and processing.
+5 % of them such a row with one or two words replaced; 30 % hold a number and 2 % an e-mail address. Each measurement
+is a process of its own, bound to one core; the contestants take turns. datatrove gets the same runs of five words,
+the same number of bands and hashes, and the same idea of a word: what stands between spaces. Its own English
+tokenizer takes longer, and needs spaCy. It needs the extras io and processing.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import xxhash
 
-from slmops.errors import ConfigError, DataError
+from slmops.errors import DataError
 from slmops.prepare_data.chats import BadRow, ChatMaker, Messages, Recognised, as_dicts, ids_of, recognise
 from slmops.prepare_data.config import PrepareDataConfig
 from slmops.prepare_data.duplicates import SHINGLE_WORDS, MinHasher
@@ -237,11 +237,7 @@ class _Worker:
 
     def _first(self, columns: Mapping[str, Any]) -> ChatMaker:
         recognised = recognise(self._config, columns)
-        try:
-            self._maker = ChatMaker(self._config, recognised, list(columns))
-        except ConfigError:
-            # Its message lists the columns, and a file without a header has a row of data in their place.
-            self._maker = ChatMaker(self._config, recognised, [self._shown.of(name, 200) for name in columns])
+        self._maker = ChatMaker(self._config, recognised, list(columns), self._shown.of)
         self._intake.layout, self._intake.why = recognised.layout, recognised.why
         self._intake.columns = list(columns)
         log.info(
