@@ -20,6 +20,9 @@ MAX_STRAY_CONTROLS = 3
 MAX_LANGUAGE_CHARS = 2000
 """More of a text does not make its language clearer."""
 
+NO_LANGUAGE = "zxx"
+"""Code of what is no language: code, formulas, names (ISO 639-2)."""
+
 _LINE_END = re.compile(r"\r\n?|[\x0b\x0c\x85\u2028\u2029]")
 _ESCAPE_SEQUENCE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
 """What colours a terminal's text (ECMA-48)."""
@@ -86,7 +89,7 @@ class LanguageFilter:
         """`language de`, or None."""
         ranking = self._identifier.rank(text[:MAX_LANGUAGE_CHARS])
         language, likeliest = ranking[0]
-        if language in self.languages:
+        if language in self.languages or language == NO_LANGUAGE:
             return None
         # The likeliest language against the wanted ones alone: among all languages even a clear text is spread over
         # relatives (Dutch, Afrikaans), so its own probability says little about whether it is English.
