@@ -53,7 +53,7 @@ def commit_of(uri: str) -> str:
         raise StoreError(f"{uri}: {error}; correct the name") from None
     except HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else 0
-        if status in (401, 403, 404):
+        if status != 429 and status < 500:
             raise StoreError(
                 f"{uri} does not exist or may not be read (the hub answered {status}); check the name, and put a token "
                 "into $HF_TOKEN if it is private"

@@ -198,7 +198,7 @@ def test_another_tokenizer_is_refused_and_the_same_one_is_not(place: Place, tiny
     assert "has another tokenizer than" in problem
 
 
-@pytest.mark.parametrize(("content", "words"), [(b"", "is empty"), (None, "is no file; give one .jsonl")])
+@pytest.mark.parametrize(("content", "words"), [(b"", "is empty"), (None, "is empty")])
 def test_data_that_cannot_be_read(place: Place, content: bytes | None, words: str) -> None:
     place.data.unlink()
     place.data.mkdir() if content is None else place.data.write_bytes(content)
@@ -211,6 +211,17 @@ def test_the_version_of_the_data_follows_a_file(place: Place) -> None:
     assert place.check().facts["data_version"] == first
     place.data.write_bytes(ROW.upper())
     assert place.check().facts["data_version"] != first
+
+
+def test_the_version_of_the_data_follows_the_files_of_a_folder(place: Place) -> None:
+    place.data.unlink()
+    place.data.mkdir()
+    (place.data / "train.jsonl").write_bytes(ROW)
+    first = place.check().facts
+    assert first["data_bytes"] == len(ROW)
+    assert place.check().facts["data_version"] == first["data_version"]
+    (place.data / "test.jsonl").write_bytes(ROW)
+    assert place.check().facts["data_version"] != first["data_version"]
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ class PreflightConfig(Config):
     """What a pipeline is about to use, and what it asks for."""
 
     data_uri: str = Field(min_length=1)
-    """The file that prepare_data will read: a local path or s3://bucket/key."""
+    """What prepare_data will read: a file, a folder, s3://bucket/key or hf://datasets/owner/name."""
     base_model_uri: str = Field(min_length=1)
     """The model to start from, a Hugging Face directory: a local path or s3://bucket/prefix."""
     store_uri: str = Field(min_length=1)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import urllib3
 
+from slmops import hub
 from slmops.config import TEACHER_API_KEY
 from slmops.errors import DataError, StoreError, TransientError, UserError, explain_os_errors
 from slmops.preflight.findings import Findings
@@ -18,14 +19,17 @@ ENDPOINT_TIMEOUT_S = 10.0
 
 
 def check_data(uri: str) -> Findings:
-    """The data file exists, has bytes and can be read; `data_version` changes with its content."""
+    """The data exist, have bytes and can be read; `data_version` changes with their content.
+
+    Of a repository on a hub, the commit is the version, and nobody says how many bytes there are.
+    """
     found = Findings()
     with found.about("data"):
-        size_bytes, *version = _local_file(uri) if "://" not in uri else _object(uri)
+        size_bytes, *version = _data(uri)
         if size_bytes == 0:
             raise DataError(f"{uri} is empty; check that it is the right file")
         digest = hashlib.sha256(json.dumps([size_bytes, *version]).encode()).hexdigest()
-        found.facts |= {"data_bytes": size_bytes, "data_version": digest}
+        found.facts |= {"data_version": digest} | ({} if size_bytes is None else {"data_bytes": size_bytes})
     return found
 
 
@@ -55,15 +59,29 @@ def check_endpoint(url: str) -> Findings:
     return found
 
 
-def _local_file(uri: str) -> tuple[int, int]:
-    path = Path(uri)
+def _data(uri: str) -> tuple[object, ...]:
+    """Size in bytes, None if unknown, and what else changes with the content."""
+    if uri.startswith(hub.SCHEME):
+        return None, hub.commit_of(uri)
+    if "://" in uri:
+        return _object(uri)
+    return _folder(Path(uri)) if Path(uri).is_dir() else _local_file(Path(uri))
+
+
+def _local_file(path: Path) -> tuple[int, int]:
     with explain_os_errors(path):
         if path.exists() and not path.is_file():
-            raise DataError(f"{uri} is no file; give one .jsonl, .csv or .parquet file")
+            raise DataError(f"{path} is neither file nor folder; give one of them")
         with open(path, "rb") as file:
             file.read(1)
         found = path.stat()
     return found.st_size, found.st_mtime_ns
+
+
+def _folder(path: Path) -> tuple[int, list[object]]:
+    files = [file for file in sorted(path.rglob("*")) if file.is_file()]
+    found = [(file.relative_to(path).as_posix(), *_local_file(file)) for file in files]
+    return sum(size for _, size, _ in found), list(found)
 
 
 def _object(uri: str) -> tuple[int, str]:

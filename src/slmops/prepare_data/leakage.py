@@ -44,7 +44,8 @@ def overlapping(chunks: Chunks, codes: Codes, train: int, run_words: int) -> Mas
             common = counts[places] > max_common
             telling = which[~common & ~_near(which[common], which, runs, run_words)]
             found[rows[runs.owners[telling]]] = True
-    return np.logical_and(found, codes == train)
+    leaked: Mask = found & (codes == train)
+    return leaked
 
 
 def _near(common: Indices, which: Indices, runs: Ragged, run_words: int) -> Mask:
