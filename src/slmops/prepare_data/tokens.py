@@ -28,9 +28,16 @@ class TokenCounter:
         path = tokenizer_dir / TOKENIZER
         if not path.is_file():
             raise ModelError(f"{tokenizer_dir} has no {TOKENIZER}; give the directory of a model with a fast tokenizer")
-        self._tokenizer = Tokenizer.from_file(str(path))
+        try:
+            self._tokenizer = Tokenizer.from_file(str(path))
+            self.digest = tokenizer_digest(tokenizer_dir)
+        # The library raises Exception itself.
+        except Exception as error:
+            raise ModelError(f"{path} cannot be read ({error}); save the model's tokenizer again") from None
+        # A file may say how batches were made up when it was saved; that is not how long a text is.
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
         self.name = tokenizer_dir.name
-        self.digest = tokenizer_digest(tokenizer_dir)
 
     def count(self, texts: Sequence[str]) -> np.ndarray:
         """[len(texts)] int32: tokens of each text, without special tokens around it."""
