@@ -196,7 +196,7 @@ class ChatMaker:
         for split in SPLITS:
             if found == split:
                 return split
-        raise BadRow(f"column {self.config.split_column!r} must be train, validation or test, found {found!r:.60}")
+        raise BadRow(f"column {self.config.split_column!r} must be train, validation or test, found {found!r:.600}")
 
     def roles(self) -> dict[str, str]:
         """What becomes of which column."""
@@ -299,7 +299,7 @@ def _read_sharegpt(column: str, value: Any) -> Messages:
             raise BadRow(f"{column}[{index}] must be an object, found {type(turn).__name__}")
         speaker, content = turn.get("from"), turn.get("value")
         if speaker not in SHAREGPT_ROLES:
-            raise BadRow(f"{column}[{index}].from must be one of {', '.join(SHAREGPT_ROLES)}, found {speaker!r:.40}")
+            raise BadRow(f"{column}[{index}].from must be one of {', '.join(SHAREGPT_ROLES)}, found {speaker!r:.600}")
         if not isinstance(content, str) or not content.strip():
             raise BadRow(f"{column}[{index}].value is empty or no text")
         messages.append((SHAREGPT_ROLES[speaker], _check_text(content, f"{column}[{index}].value")))
@@ -330,7 +330,7 @@ def _read_message(index: int, message: Any) -> tuple[str, str]:
         raise BadRow(f"messages[{index}] must be an object, found {type(message).__name__}")
     role, content = message.get("role"), message.get("content")
     if role not in ROLES:
-        raise BadRow(f"messages[{index}].role must be system, user or assistant, found {role!r:.40}")
+        raise BadRow(f"messages[{index}].role must be system, user or assistant, found {role!r:.600}")
     if not isinstance(content, str) or not content.strip():
         raise BadRow(f"messages[{index}].content is empty or no text")
     # Parquet gives every message all keys, with null where a message has none.
