@@ -21,6 +21,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from functools import cache
 from typing import Literal, get_args
 
 from slmops.errors import ConfigError
@@ -102,6 +103,8 @@ class Redactor:
             # What is taken is blanked, so that no other kind takes a part of it.
             nonlocal folded
             taken = list(spans)
+            if not taken:
+                return
             found.extend((start, end, kind) for start, end in taken)
             folded = _blank(folded, taken)
 
@@ -111,7 +114,7 @@ class Redactor:
             take("ip", _ipv6_addresses(folded))
         if num_digits >= 2:
             runs = _runs(folded)
-            if "ip" in self.kinds:
+            if "ip" in self.kinds and any(len(run) >= 4 for run in runs):
                 take("ip", _ipv4_addresses(folded, runs))
             if "iban" in self.kinds:
                 take("iban", _ibans(folded, runs))
@@ -152,7 +155,7 @@ def _runs(text: str) -> list[list[Span]]:
     until = -4
     for group in _GROUP.finditer(text):
         start, end = group.span()
-        if start - until <= 3 and not text[until:start].strip(_SEPARATORS):
+        if start - until < 4 and not text[until:start].strip(_SEPARATORS):
             runs[-1].append((start, end))
         else:
             runs.append([(start, end)])
@@ -323,9 +326,10 @@ def _is_ipv6(groups: list[str]) -> bool:
 
 # ---- IBANs ----
 
-_IBAN_FORMS = re.findall(
-    r"([A-Z]{2}) ([0-9nac]+)",
-    """
+_IBAN_FORMS = dict(
+    re.findall(
+        r"([A-Z]{2}) ([0-9nac]+)",
+        """
 AD 8n12c AE 19n AL 8n16c AO 21n AT 16n AZ 4a20c BA 16n BE 12n BF 2c22n BG 4a6n8c BH 4a14c BI 23n BJ 2c22n BR 23n1a1c
 BY 4c4n16c CF 23n CG 23n CH 5n12c CI 2a22n CM 23n CR 18n CV 21n CY 8n16c CZ 20n DE 18n DJ 23n DK 14n DO 4c20n DZ 22n
 EE 16n EG 25n ES 20n FI 14n FK 2a12n FO 14n FR 10n11c2n GA 23n GB 4a14n GE 2a16n GI 4a15c GL 14n GQ 23n GR 7n16c
@@ -335,6 +339,7 @@ ML 2c22n MN 16n MR 23n MT 4a5n18c MU 4a19n3a MZ 21n NE 2a22n NI 4a20n NL 4a10n N
 PT 21n QA 4a21c RO 4a16c RS 18n RU 14n15c SA 2n18c SC 4a20n3a SD 14n SE 20n SI 15n SK 20n SM 1a10n12c SN 2a22n SO 19n
 ST 21n SV 4a20n TD 23n TG 2a22n TL 19n TN 20n TR 5n1n16c UA 6n19c VA 18n VG 4a16n XK 16n YE 4a4n18c
 """,
+    )
 )
 """Country and form of what follows the check digits: n digits, a letters, c either. IBAN registry of SWIFT, and
 countries outside of it that use the form all the same."""
@@ -344,26 +349,34 @@ _GAP = r"[ .\-]{0,3}"
 _WITHOUT_GAPS = str.maketrans("", "", " .-")
 
 
-def _iban_pattern(form: str) -> re.Pattern[str]:
-    parts = (rf"(?:{_GAP}{_CHARACTERS[kind]}){{{count}}}" for count, kind in re.findall(r"(\d+)([nac])", form))
+@cache
+def _iban_pattern(country: str) -> re.Pattern[str]:
+    """What follows a country's code in its IBANs."""
+    form = re.findall(r"(\d+)([nac])", _IBAN_FORMS[country])
+    parts = (rf"(?:{_GAP}{_CHARACTERS[kind]}){{{count}}}" for count, kind in form)
     return re.compile(rf"[0-9]{_GAP}[0-9]" + "".join(parts))
 
 
-_IBANS = {country: _iban_pattern(form) for country, form in _IBAN_FORMS}
 _COUNTRY = re.compile(rf"([A-Za-z]){_GAP}([A-Za-z]){_GAP}$")
 
 
 def _ibans(text: str, runs: list[list[Span]]) -> Iterator[Span]:
     floor = 0
-    for start in (start for run in runs for start, _ in run):
-        # Two letters stand before the check digits, and the check digits before at least eleven characters.
-        if start < max(floor, 2) or len(text) < start + 13:
+    for run in runs:
+        # Two letters stand before the check digits, and the check digits before at least eleven characters. What
+        # stands before later digits of a run are digits.
+        start = run[0][0]
+        if (
+            start < max(floor, 2)
+            or len(text) < start + 13
+            or not (text[start - 1].isalpha() or text[start - 1] in " .-")
+        ):
             continue
         code = text[max(floor, start - 8) : start].translate(_WITHOUT_GAPS)[-2:].upper()
-        if code not in _IBANS:
+        if code not in _IBAN_FORMS:
             continue
         country = _COUNTRY.search(text, max(floor, start - 8), start)
-        rest = _IBANS[code].match(text, start)
+        rest = _iban_pattern(code).match(text, start)
         if country and rest and _has_iban_check_digits(code, rest[0].translate(_WITHOUT_GAPS).upper()):
             yield country.start(), rest.end()
             floor = rest.end()

@@ -1,6 +1,7 @@
 """Names of data sets on a hub, and what is said where one is not there.
 
-The hub cannot be reached from a test: a server on loopback gives its answers to one question, which commit a data set is.
+The hub cannot be reached from a test: a server on loopback gives its answers to one question: at which commit a data
+set is now.
 """
 
 from __future__ import annotations

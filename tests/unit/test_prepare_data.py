@@ -354,7 +354,8 @@ def test_the_report_shows_the_figures_and_escapes_the_texts(tmp_path: Path) -> N
     page = (tmp_path / "out" / "report.html").read_text()
     assert "<script" not in page
     assert "&lt;script&gt;" in page
-    assert "http" not in page, "self-contained"
+    assert "http://" not in page, "self-contained"
+    assert "https://" not in page, "self-contained"
     assert re.search(r">train<[^0-9]{1,80}>34<", page)
 
 

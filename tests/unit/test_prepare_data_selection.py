@@ -121,8 +121,10 @@ def test_an_instruction_that_many_prompts_repeat_is_no_leak(tmp_path: Path) -> N
     rows += [row | {"split": "train"} for row in rows_of([f"{rows[3]['prompt']} {rows[4]['prompt']} to the end"])]
     jsonl(source, rows)
     assert prepare(tmp_path, source, near_duplicates="off", split_by="column").train.facts["num_leaked"] == 0
-    jsonl(source, [*rows, {"prompt": f"{instruction} {sentences(1, 15, seed=8)[0]}", "completion": "yes", "split": "test"},
-                   {"prompt": f"{sentences(1, 15, seed=8)[0]} {instruction}", "completion": "yes", "split": "train"}])  # fmt: skip
+    (shared,) = sentences(1, 15, seed=8)
+    rows += [{"prompt": f"{instruction} {shared}", "completion": "yes", "split": "test"}]
+    rows += [{"prompt": f"{shared} {instruction}", "completion": "yes", "split": "train"}]
+    jsonl(source, rows)
     assert prepare(tmp_path, source, near_duplicates="off", split_by="column").train.facts["num_leaked"] == 1
 
 

@@ -161,7 +161,7 @@ def make_card(rng: random.Random) -> str:
 
 
 def make_iban(rng: random.Random) -> str:
-    country, form = rng.choice(redaction._IBAN_FORMS)
+    country, form = rng.choice(sorted(redaction._IBAN_FORMS.items()))
     alphabets = {"n": string.digits, "a": string.ascii_uppercase, "c": string.digits + string.ascii_uppercase}
     rest = "".join(
         "".join(rng.choices(alphabets[kind], k=int(count))) for count, kind in re.findall(r"(\d+)([nac])", form)

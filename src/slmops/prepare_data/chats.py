@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import string
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -122,18 +122,27 @@ def recognise(config: PrepareDataConfig, first: Mapping[str, Any]) -> Recognised
 class ChatMaker:
     """Makes chats from rows of one layout.
 
+    Args:
+        show: Gives a column's name as it may be shown: without a header, a row of data stands in its place.
+
     Raises:
         ConfigError: a setting names a column that is not there.
     """
 
-    def __init__(self, config: PrepareDataConfig, recognised: Recognised, columns: Collection[str]) -> None:
+    def __init__(
+        self,
+        config: PrepareDataConfig,
+        recognised: Recognised,
+        columns: Collection[str],
+        show: Callable[[str], str] = str,
+    ) -> None:
         self.config, self.layout = config, recognised.layout
         self._prompt = self._completion = None
         if self.layout == "columns":
             self._prompt = Template("prompt_template", config.prompt_template)
             self._completion = Template("completion_template", config.completion_template)
         self._turns = next((name for name in TURN_COLUMNS[self.layout] if name in columns), "")
-        self._check_columns(columns)
+        self._check_columns(columns, show)
 
     def chat(self, columns: Mapping[str, Any]) -> Chat:
         """The row's chat, behind the system prompt.
@@ -187,7 +196,7 @@ class ChatMaker:
         for split in SPLITS:
             if found == split:
                 return split
-        raise BadRow(f"column {self.config.split_column!r} must be train, validation or test, found {found!r:.60}")
+        raise BadRow(f"column {self.config.split_column!r} must be train, validation or test, found {found!r:.600}")
 
     def roles(self) -> dict[str, str]:
         """What becomes of which column."""
@@ -197,7 +206,7 @@ class ChatMaker:
             return {"instruction": "prompt", "input": "prompt", "output": "completion"}
         return {self._turns or "messages": "turns"}
 
-    def _check_columns(self, columns: Collection[str]) -> None:
+    def _check_columns(self, columns: Collection[str], show: Callable[[str], str]) -> None:
         wanted = [(template.setting, column) for template in (self._prompt, self._completion) if template
                   for column in template.columns]  # fmt: skip
         if self.layout == "alpaca":
@@ -212,7 +221,7 @@ class ChatMaker:
             wanted.append(("group_by", self.config.group_by))
         missing = [f"{setting} names column {column!r}" for setting, column in wanted if column not in columns]
         if missing:
-            found = ", ".join(map(repr, list(columns)[:MAX_SHOWN_COLUMNS])) or "none"
+            found = ", ".join(repr(show(name)) for name in list(columns)[:MAX_SHOWN_COLUMNS]) or "none"
             more = f" and {len(columns) - MAX_SHOWN_COLUMNS:,} more" if len(columns) > MAX_SHOWN_COLUMNS else ""
             raise ConfigError(
                 f"{'; '.join(missing)}, but {self.config.source_uri} has the columns {found}{more}; correct the setting"
@@ -290,7 +299,7 @@ def _read_sharegpt(column: str, value: Any) -> Messages:
             raise BadRow(f"{column}[{index}] must be an object, found {type(turn).__name__}")
         speaker, content = turn.get("from"), turn.get("value")
         if speaker not in SHAREGPT_ROLES:
-            raise BadRow(f"{column}[{index}].from must be one of {', '.join(SHAREGPT_ROLES)}, found {speaker!r:.40}")
+            raise BadRow(f"{column}[{index}].from must be one of {', '.join(SHAREGPT_ROLES)}, found {speaker!r:.600}")
         if not isinstance(content, str) or not content.strip():
             raise BadRow(f"{column}[{index}].value is empty or no text")
         messages.append((SHAREGPT_ROLES[speaker], _check_text(content, f"{column}[{index}].value")))
@@ -321,7 +330,7 @@ def _read_message(index: int, message: Any) -> tuple[str, str]:
         raise BadRow(f"messages[{index}] must be an object, found {type(message).__name__}")
     role, content = message.get("role"), message.get("content")
     if role not in ROLES:
-        raise BadRow(f"messages[{index}].role must be system, user or assistant, found {role!r:.40}")
+        raise BadRow(f"messages[{index}].role must be system, user or assistant, found {role!r:.600}")
     if not isinstance(content, str) or not content.strip():
         raise BadRow(f"messages[{index}].content is empty or no text")
     # Parquet gives every message all keys, with null where a message has none.

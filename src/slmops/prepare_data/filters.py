@@ -17,6 +17,12 @@ MAX_CONTROL_FRACTION = 0.1
 MAX_STRAY_CONTROLS = 3
 """So many are harmless however short the text is."""
 
+MAX_LANGUAGE_CHARS = 2000
+"""More of a text does not make its language clearer."""
+
+NO_LANGUAGE = "zxx"
+"""Code of what is no language: code, formulas, names (ISO 639-2)."""
+
 _LINE_END = re.compile(r"\r\n?|[\x0b\x0c\x85\u2028\u2029]")
 _ESCAPE_SEQUENCE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
 """What colours a terminal's text (ECMA-48)."""
@@ -61,27 +67,34 @@ class LengthFilter:
 
 
 class LanguageFilter:
-    """Only texts in one of `languages` (ISO 639-1 codes).
+    """Only texts in one of `languages`, ISO 639-1 codes.
+
+    Args:
+        min_confidence: How sure it must be that a text is in another language, 0.5 to 1; one that is too short or too
+            mixed to tell stays.
 
     Raises:
-        ConfigError: no language, or one that cannot be recognised.
+        ConfigError: a language that cannot be recognised.
     """
 
     def __init__(self, languages: Sequence[str], min_confidence: float) -> None:
-        self.languages, self.min_confidence = tuple(languages), min_confidence
-        unknown = sorted(set(languages) - set(self._identifier.labels))
-        if unknown or not languages:
-            raise ConfigError(f"languages must be codes such as en, de, fr; cannot recognise {unknown}")
+        self.languages, self.min_confidence = frozenset(languages), min_confidence
+        unknown = sorted(self.languages - set(self._identifier.labels))
+        if unknown:
+            raise ConfigError(
+                f"languages must be ISO 639-1 codes such as en, de, fr, got {', '.join(map(repr, unknown))}"
+            )
 
     def reason(self, text: str) -> str | None:
         """`language de`, or None."""
-        language, confidence = self.detect(text)
-        return f"language {language}" if language not in self.languages and confidence >= self.min_confidence else None
-
-    def detect(self, text: str) -> tuple[str, float]:
-        """Code of the likeliest language, and its probability from 0 to 1."""
-        language, confidence = self._identifier.classify(text)
-        return str(language), float(confidence)
+        ranking = self._identifier.rank(text[:MAX_LANGUAGE_CHARS])
+        language, likeliest = ranking[0]
+        if language in self.languages or language == NO_LANGUAGE:
+            return None
+        # The likeliest language against the wanted ones alone: among all languages even a clear text is spread over
+        # relatives (Dutch, Afrikaans), so its own probability says little about whether it is English.
+        wanted = sum(probability for code, probability in ranking if code in self.languages)
+        return f"language {language}" if likeliest >= self.min_confidence * (likeliest + wanted) else None
 
     @cached_property
     def _identifier(self) -> LanguageIdentifier:

@@ -203,7 +203,13 @@ class LengthTally:
         counts = [self._bins[number] for number in numbers]
         starts = [_start(number) for number in numbers]
         num_values = sum(counts)
-        edges = _edges(max(self._smallest, 0), max(self._largest, 0), _quantile(starts, counts, 0.99), max_bars)
+        smallest, largest = max(self._smallest, 0), max(self._largest, 0)
+
+        def quantile(share: float) -> int:
+            # A bin begins below what is in it.
+            return min(max(_quantile(starts, counts, share), smallest), largest)
+
+        edges = _edges(smallest, largest, quantile(0.99), max_bars)
         bars = [0] * (len(edges) - 1)
         at = 0
         for start, count in zip(starts, counts, strict=True):
@@ -215,9 +221,9 @@ class LengthTally:
             counts=tuple(bars),
             num_values=num_values,
             total=self._total,
-            smallest=max(self._smallest, 0),
-            largest=max(self._largest, 0),
-            quantiles={share: min(_quantile(starts, counts, share), max(self._largest, 0)) for share in QUANTILES},
+            smallest=smallest,
+            largest=largest,
+            quantiles={share: quantile(share) for share in QUANTILES},
         )
 
 

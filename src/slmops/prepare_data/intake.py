@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import xxhash
 
-from slmops.errors import ConfigError, DataError
+from slmops.errors import DataError
 from slmops.prepare_data.chats import BadRow, ChatMaker, Messages, Recognised, as_dicts, ids_of, recognise
 from slmops.prepare_data.config import PrepareDataConfig
 from slmops.prepare_data.duplicates import SHINGLE_WORDS, MinHasher
@@ -51,6 +51,10 @@ ROW = np.dtype(
 CHUNK_ROWS = 10_000
 CHUNK_CHARS = 8_000_000
 MAX_SHOWN_CHARS = 2000
+MAX_SHOWN_ITEMS = 100
+MAX_REASON_CHARS = 300
+MAX_VALUE_CHARS = 100
+"""What a piece of personal data has at most, as far as it matters where a text is cut."""
 MAX_STRATUM_CHARS = 80
 MAX_REASONS = 200
 """Different reasons that are counted by themselves; they may hold a piece of the row."""
@@ -143,18 +147,30 @@ class ShownText:
 
     def of(self, text: str, max_chars: int = MAX_SHOWN_CHARS) -> str:
         """The beginning of `text` as it may be shown."""
-        # Cut with a margin first: redacting megabytes takes long, and a value that is cut in two is not recognised.
-        safe = text[: 2 * max_chars + 200].encode("utf-8", "backslashreplace").decode()
-        return self._redactor.redact(safe)[0][:max_chars]
+        # Cut with a margin first: redacting megabytes takes long. A value that this cuts in two is not recognised, so
+        # the end goes too, which matters where redacting made the text much shorter.
+        margin = text[: 2 * max_chars + 2 * MAX_VALUE_CHARS]
+        safe = self._redactor.redact(margin.encode("utf-8", "backslashreplace").decode())[0]
+        return (safe if margin == text else safe[:-MAX_VALUE_CHARS])[:max_chars]
 
     def of_row(self, columns: Mapping[str, Any]) -> str:
         """The beginning of a raw row."""
-        some = {name: str(columns[name])[:MAX_SHOWN_CHARS] if isinstance(columns[name], str) else columns[name]
-                for name in list(columns)[:100]}  # fmt: skip
         try:
-            return self.of(json.dumps(some, ensure_ascii=False, default=str))
+            # Each text by itself, because JSON writes a line's end as a letter, which hides what it stands before; then
+            # all of it, because a number may be a value, too.
+            return self.of(json.dumps(self._without_values(columns), ensure_ascii=False, default=str))
         except (ValueError, RecursionError) as error:
             return f"cannot be shown: {error}"
+
+    def _without_values(self, value: Any) -> Any:
+        if isinstance(value, str):
+            return self.of(value)
+        if isinstance(value, Mapping):
+            names = list(value)[:MAX_SHOWN_ITEMS]
+            return {self.of(str(name), 200): self._without_values(value[name]) for name in names}
+        if isinstance(value, list | tuple):
+            return [self._without_values(item) for item in value[:MAX_SHOWN_ITEMS]]
+        return value
 
 
 class _Worker:
@@ -237,11 +253,7 @@ class _Worker:
 
     def _first(self, columns: Mapping[str, Any]) -> ChatMaker:
         recognised = recognise(self._config, columns)
-        try:
-            self._maker = ChatMaker(self._config, recognised, list(columns))
-        except ConfigError:
-            # Its message lists the columns, and a file without a header has a row of data in their place.
-            self._maker = ChatMaker(self._config, recognised, [self._shown.of(name, 200) for name in columns])
+        self._maker = ChatMaker(self._config, recognised, list(columns), self._shown.of)
         self._intake.layout, self._intake.why = recognised.layout, recognised.why
         self._intake.columns = list(columns)
         log.info(
@@ -339,7 +351,7 @@ class _Worker:
 
     def _write_bad(self, part: int, row: Row, problem: str) -> None:
         self._intake.num_bad += 1
-        reason = self._shown.of(problem)
+        reason = self._shown.of(problem, MAX_REASON_CHARS)
         reasons = self._intake.bad_reasons
         reasons[reason if reason in reasons or len(reasons) < MAX_REASONS else "other reasons"] += 1
         bad = {"where": self._where(part, row.line), "reason": reason, "row": self._shown.of_row(row.columns)}

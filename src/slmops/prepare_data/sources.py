@@ -6,7 +6,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -63,7 +63,6 @@ class Source:
     """SHA-256 of the content."""
     size_bytes: int = 0
     """0 where nobody says."""
-    class_names: dict[str, list[str]] = field(default_factory=dict)
 
     def rows(self, skip: int, split_column: str) -> Iterator[tuple[int, Row]]:
         """(number of the part, row) of all rows behind the first `skip`."""

@@ -21,8 +21,9 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 """A split's code is its place here."""
 UNDECIDED = -1
 
-MIN_ROWS_PER_CLASS = 2
-"""Strata are classes if there are at least so many rows for each; else each text is its own, and says nothing."""
+MIN_ROWS_PER_CLASS, MAX_SEEN_ONCE_FRACTION = 2, 0.15
+"""Strata are classes if they have at least so many rows on average, and no more than this share of all rows is the only
+one of its stratum; else they are texts, such as answers to questions."""
 
 
 def split_by_seed(
@@ -66,9 +67,14 @@ def split_by_seed(
 def seen_once(strata: npt.NDArray[np.uint64]) -> Mask:
     """[num_rows] rows that are the only one of their class; none if strata are no classes."""
     _, stratum, counts = np.unique(strata, return_inverse=True, return_counts=True)
-    if len(counts) * MIN_ROWS_PER_CLASS > len(strata):
-        return np.zeros(len(strata), np.bool_)
-    return np.asarray(counts[stratum] == 1)
+    return np.asarray((counts[stratum] == 1) & are_classes(counts))
+
+
+def are_classes(counts: npt.NDArray[np.integer[Any]]) -> bool:
+    """Whether strata of so many rows each are classes."""
+    num_rows = counts.sum()
+    enough = len(counts) * MIN_ROWS_PER_CLASS <= num_rows
+    return bool(enough and (counts == 1).sum() <= MAX_SEEN_ONCE_FRACTION * num_rows)
 
 
 def leaked_prompts(prompts: npt.NDArray[np.uint64], codes: Codes) -> Mask:

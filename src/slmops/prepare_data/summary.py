@@ -31,7 +31,7 @@ from slmops.prepare_data.findings import Source as Reading
 from slmops.prepare_data.intake import CHATS, ROW, ROWS, Intake, ShownText
 from slmops.prepare_data.selection import STAGES, Selection
 from slmops.prepare_data.sources import Source
-from slmops.prepare_data.splitting import MIN_ROWS_PER_CLASS, SPLITS, Split
+from slmops.prepare_data.splitting import SPLITS, Split, are_classes
 from slmops.prepare_data.spool import Spool
 from slmops.prepare_data.tokens import TokenCounter
 
@@ -187,11 +187,11 @@ def _classes(
     strata = spool.column(ROWS, ROW, "stratum")
     rows = np.concatenate([order[split] for split in SPLITS])
     names, first, number = np.unique(strata[rows], return_index=True, return_inverse=True)
-    if len(names) < 2 or len(names) * MIN_ROWS_PER_CLASS > len(rows):
+    totals = np.bincount(number)
+    if len(names) < 2 or not are_classes(totals):
         return (), {}
     split_of = np.repeat(np.arange(len(SPLITS)), [len(order[split]) for split in SPLITS])
     counts = np.bincount(number * len(SPLITS) + split_of, minlength=len(names) * len(SPLITS)).reshape(-1, len(SPLITS))
-    totals = counts.sum(axis=1)
     largest = np.lexsort((names, -totals))[:MAX_CLASSES]
     lacking = np.flatnonzero((counts[:, [0, 2]] == 0).any(axis=1))[:MAX_CLASSES]
     shown = {int(one): chats.stratum(int(rows[first[one]])) for one in np.r_[largest, lacking]}

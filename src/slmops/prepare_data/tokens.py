@@ -33,10 +33,13 @@ class TokenCounter:
             raise ModelError(f"{model_uri} has no {TOKENIZER}; give the directory of a model with a fast tokenizer")
         try:
             self._tokenizer = Tokenizer.from_file(str(path))
+            self.digest = tokenizer_digest(path.parent)
         except Exception as error:  # the library raises Exception itself
-            raise ModelError(f"{model_uri}/{TOKENIZER} cannot be read: {error}; save the model again") from None
+            raise ModelError(f"{path} cannot be read ({error}); save the model's tokenizer again") from None
+        # A file may say how batches were made up when it was saved; that is not how long a text is.
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
         self.name = model_uri.rstrip("/").rpartition("/")[2]
-        self.digest = tokenizer_digest(path.parent)
 
     def count(self, texts: Sequence[str]) -> np.ndarray:
         """[len(texts)] int32: tokens of each text, without special tokens around it."""
