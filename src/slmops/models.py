@@ -87,6 +87,27 @@ def digest_of_tokenizer(tokenizer: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
+def template_digest(path: Path) -> str:
+    """SHA-256 of what turns a conversation into text: the chat template, wherever the directory keeps it.
+
+    Raises:
+        ModelError: there is none.
+    """
+    with explain_os_errors(path):
+        file = path / "chat_template.jinja"
+        template: Any = file.read_text(encoding="utf-8") if file.is_file() else None
+        if template is None and (path / "tokenizer_config.json").is_file():
+            template = json.loads((path / "tokenizer_config.json").read_text(encoding="utf-8")).get("chat_template")
+    if not template:
+        raise no_chat_template(path)
+    return hashlib.sha256(json.dumps(template, sort_keys=True).encode()).hexdigest()
+
+
+def no_chat_template(path: Path) -> ModelError:
+    """The error of a model that cannot be asked, because nothing says how a conversation is put to it."""
+    return ModelError(f"{path} has no chat template; add chat_template.jinja to the model directory")
+
+
 def _check_weights(path: Path) -> None:
     """Compare each safetensors file's size with what its header says; a killed download is shorter."""
     index = path / WEIGHTS_INDEX

@@ -26,7 +26,7 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     with quiet_libraries():
         tokenizer = AutoTokenizer.from_pretrained(path)
     if not tokenizer.chat_template:
-        raise ModelError(f"{path} has no chat template; add chat_template.jinja to the model directory")
+        raise models.no_chat_template(path)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
