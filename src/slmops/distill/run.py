@@ -107,7 +107,7 @@ def _train(
     )
     task = loop.Task(
         model=learner,
-        loss=_make_loss(config, responses, len(records), teacher, dtype, device),
+        loss=_make_loss(config, responses, len(records), teacher, student, dtype, device),
         rows=rows,
         validation_rows=validation_rows,
         config=config,
@@ -144,13 +144,19 @@ def check_logits_fit(config: DistillConfig, responses: Sidecar, teacher: Path, s
 
 
 def _make_loss(
-    config: DistillConfig, responses: Path, num_rows: int, teacher: Path, dtype: torch.dtype, device: torch.device
+    config: DistillConfig,
+    responses: Path,
+    num_rows: int,
+    teacher: Path,
+    student: Path,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> loop.Loss:
     """The objective, as a function of the student's logits and the batch."""
     if config.objective == "responses":
         return lambda logits, batch: cross_entropy(logits, batch.target_ids)
     if config.teacher_logits == "cached":
-        distance = _cached_distance(responses, num_rows, config.temperature, device)
+        distance = _cached_distance(responses, num_rows, config.temperature, student, device)
     else:
         model = torch_models.load_model(teacher, dtype=dtype, device=device)
         distance = _online_distance(model, config.temperature)
@@ -174,9 +180,16 @@ def _online_distance(teacher: PreTrainedModel, temperature: float) -> loop.Loss:
     return distance
 
 
-def _cached_distance(responses: Path, num_rows: int, temperature: float, device: torch.device) -> loop.Loss:
+def _cached_distance(
+    responses: Path, num_rows: int, temperature: float, student: Path, device: torch.device
+) -> loop.Loss:
     """Forward KL to the k likeliest tokens that the teacher's answers were kept with."""
-    cached = open_cached_logits(responses, num_rows)
+    cached = open_cached_logits(
+        responses,
+        num_rows,
+        tokenizer_digest=models.tokenizer_digest(student),
+        template_digest=models.template_digest(student),
+    )
 
     def distance(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
         positions = np.concatenate(

@@ -15,7 +15,7 @@ from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, 
 
 from slmops import artifacts, hardware, models, torch_models
 from slmops.artifacts import Draft, Sidecar
-from slmops.cached_logits import CachedLogits
+from slmops.cached_logits import CachedLogitsWriter, LogitsInfo, record_dtype
 from slmops.errors import ConfigError
 from slmops.generate_responses import endpoint
 from slmops.generate_responses.config import GenerateResponsesConfig
@@ -59,7 +59,7 @@ def run(config: GenerateResponsesConfig, *, prompts: Path, teacher: Path | None,
         started = time.monotonic()
         answers = _answer_all(model, tokenizer, records, config, unfinished)
         seconds = time.monotonic() - started
-        _write(draft, config, tokenizer, records, answers)
+        _write(draft, config, tokenizer, records, answers, parents[1], teacher)
         num_tokens = sum(len(answer.ids) for answer in answers)
         draft.facts |= {
             "num_tokens": num_tokens,
@@ -163,6 +163,13 @@ def _cut(row: list[int], number: int, eos_token_id: int, top_k: TopK) -> Answer:
     )
 
 
+def _records(answer: Answer) -> np.ndarray:
+    records = np.empty(len(answer.ids), dtype=record_dtype(answer.top_ids.shape[1]))
+    records["top_ids"], records["top_log_probs"] = answer.top_ids, answer.top_log_probs
+    records["tail_log_prob"] = answer.tail_log_prob
+    return records
+
+
 def _store(path: Path, answers: Sequence[Answer]) -> None:
     """Write a finished batch, whole or not at all."""
     partial = path.with_suffix(".partial")
@@ -195,6 +202,8 @@ def _write(
     tokenizer: PreTrainedTokenizerBase,
     records: Sequence[ChatRecord],
     answers: Sequence[Answer],
+    made_by: Sidecar,
+    teacher: Path,
 ) -> None:
     """Write the rows that a student can learn from, and their logits."""
     rows: list[ChatRecord] = []
@@ -223,10 +232,14 @@ def _write(
     write_jsonl(draft.path / ROWS, rows)
     draft.facts |= {"num_rows": len(rows), **counts}
     if config.logits_top_k:
-        CachedLogits(
-            top_ids=np.concatenate([answer.top_ids for answer in kept]),
-            top_log_probs=np.concatenate([answer.top_log_probs for answer in kept]),
-            tail_log_prob=np.concatenate([answer.tail_log_prob for answer in kept]),
-            row_starts=np.cumsum([0, *(len(answer.ids) for answer in kept)]),
-        ).save(draft.path)
+        info = LogitsInfo(
+            k=kept[0].top_ids.shape[1],
+            temperature=config.logits_temperature,
+            tokenizer_digest=models.tokenizer_digest(teacher),
+            template_digest=models.template_digest(teacher),
+            teacher_digest=made_by.digest,
+        )
+        with CachedLogitsWriter(draft.path, info) as logits:
+            for answer in kept:
+                logits.append(_records(answer))
         draft.facts |= {"top_k": config.logits_top_k, "logits_temperature": config.logits_temperature}

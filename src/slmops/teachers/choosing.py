@@ -24,9 +24,7 @@ def chance(seed: int, position: int) -> float:
     return (int.from_bytes(digest) >> 11) * 2.0**-53
 
 
-def choose(
-    logits: torch.Tensor, decoding: Decoding, seeds: Sequence[int], positions: Sequence[int]
-) -> list[int]:
+def choose(logits: torch.Tensor, decoding: Decoding, seeds: Sequence[int], positions: Sequence[int]) -> list[int]:
     """One token for each of N distributions.
 
     Args:

@@ -92,7 +92,9 @@ class TeacherSettings(Config):
     def _teachers_have_names(self) -> Self:
         names = [spec.name for spec in self.teachers()]
         if doubled := {name for name in names if names.count(name) > 1}:
-            raise ValueError(f"more_teachers: names must differ from each other and from teacher, got {sorted(doubled)}")
+            raise ValueError(
+                f"more_teachers: names must differ from each other and from teacher, got {sorted(doubled)}"
+            )
         if not any(spec.weight for spec in self.teachers()):
             raise ValueError("at least one teacher must have a weight above 0")
         return self

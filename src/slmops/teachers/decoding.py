@@ -182,13 +182,20 @@ class Decoder:
             rows.append(Row(waiting.pop(0), proposed=draft, num_read=len(request.ids) - 1))
             feeds.append(Feed(start, [*request.ids[start:], *draft], len(draft) + 1))
             self.rows.append(rows[-1])
+        self._make_room(used_rows=first)
         if start and self._prefix_slot is not None:
-            self.model.slots.reserve(first + len(rows), start)
+            self.model.slots.reserve(len(self.rows), start)
             self.model.slots.put(first, len(rows), self._prefix_slot[:, :, :start])
         if len(rows) == 1:
             feeds = [self._read_ahead(first, feeds[0])]
         logits, which = self.model.forward(first, feeds, share=True)
         return self._take(first, rows, logits, which)
+
+    def _make_room(self, used_rows: int) -> None:
+        """Give back slots that are longer or more than the rows at work need, where memory is short."""
+        longest = max(_room(row.request) for row in self.rows)
+        used = max((row.num_read for row in self.rows[:used_rows]), default=0)
+        self.model.slots.limit(self.memory_bytes, len(self.rows), longest, used_rows, used)
 
     def _read_ahead(self, slot: int, feed: Feed) -> Feed:
         """Read a long prompt in pieces up to the last one, which is left."""
@@ -219,6 +226,7 @@ class Decoder:
             limit = min(self.MAX_GUESS, row.request.max_new_tokens - len(row.tokens) - 1)
             row.proposed = self._propose(row)[: max(limit, 0)]
             feeds.append(Feed(row.num_read, [row.tokens[-1], *row.proposed], len(row.proposed) + 1))
+        self._make_room(used_rows=len(self.rows))
         logits, which = self.model.forward(0, feeds)
         return self._take(0, list(self.rows), logits, which)
 
@@ -240,8 +248,10 @@ class Decoder:
         sizes = []
         for row, count in zip(rows, counts, strict=True):
             size = 1
-            while chosen[at + size - 1] not in self.end_tokens and size < count and (
-                chosen[at + size - 1] == row.proposed[size - 1]
+            while (
+                chosen[at + size - 1] not in self.end_tokens
+                and size < count
+                and (chosen[at + size - 1] == row.proposed[size - 1])
             ):
                 size += 1
             row.tokens += chosen[at : at + size]

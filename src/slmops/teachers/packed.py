@@ -103,13 +103,27 @@ class Slots:
     def reserve(self, rows: int, length: int) -> None:
         """Make room for `rows` rows of `length` tokens; what is there stays."""
         have_rows, have_length = self.block.shape[2:4]
-        if rows <= have_rows and length <= have_length:
-            return
-        # One long row among many short ones must not make room for many long ones.
-        kept_rows = min(rows, have_rows)
-        block = self._zeros(rows, -(-max(length, 1) // LENGTH_STEP) * LENGTH_STEP)
-        kept_length = min(have_length, block.shape[3])
-        block[:, :, :kept_rows, :kept_length] = self.block[:, :, :kept_rows, :kept_length]
+        if rows > have_rows or length > have_length:
+            self._resize(max(rows, have_rows), max(-(-length // LENGTH_STEP) * LENGTH_STEP, have_length))
+
+    def limit(self, size_bytes: int, rows: int, length: int, used_rows: int, used_length: int) -> None:
+        """Give back what is not used, if making room for `rows` rows of `length` would take more than `size_bytes`.
+
+        One long row among many short ones must not make room for many long ones.
+        """
+        have_rows, have_length = self.block.shape[2:4]
+        if max(rows, have_rows) * max(length, have_length) * self.bytes_per_token > size_bytes:
+            self._resize(used_rows, used_length)
+
+    def _resize(self, rows: int, length: int) -> None:
+        block = self._zeros(rows, length)
+        kept = (
+            slice(None),
+            slice(None),
+            slice(min(rows, self.block.shape[2])),
+            slice(min(length, self.block.shape[3])),
+        )
+        block[kept] = self.block[kept]
         self.block = block
 
     def move(self, sources: Sequence[int], targets: Sequence[int], length: int) -> None:
