@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 
 import torch
 
 from slmops.errors import ConfigError
+
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
+"""Parameters of glibc's mallopt(3)."""
 
 
 def pick_device() -> torch.device:
@@ -63,3 +67,18 @@ def use_huge_pages() -> None:
     first tensor, so a process that has made one is left as it is.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep the memory that tensors leave, instead of giving it back to the kernel each time.
+
+    A forward pass on a CPU makes the same large tensors in every layer. By default glibc returns each to the kernel, which
+    hands it out again in zeroed pages of 4 kB: a third of the time of generating answers. What is kept is the most that was
+    in use at once. Other C libraries are left as they are.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError):
+        return
+    for parameter, size_bytes in ((M_MMAP_THRESHOLD, 1 << 30), (M_TRIM_THRESHOLD, 1 << 30), (M_TOP_PAD, 1 << 26)):
+        mallopt(parameter, size_bytes)

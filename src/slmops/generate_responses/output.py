@@ -54,9 +54,9 @@ class Output:
                     LogitsInfo(
                         k=self._config.logits_top_k,
                         temperature=self._config.logits_temperature,
-                        tokenizer_digest=str(self._identity["tokenizer_digest"]),
-                        template_digest=str(self._identity["template_digest"]),
-                        teacher_digest=str(self._identity["digest"]),
+                        tokenizer_digest=str(self._identity["tokenizer"]),
+                        template_digest=str(self._identity["template"]),
+                        teacher_digest=str(self._identity["model"]),
                     ),
                 )
             )
@@ -95,8 +95,8 @@ class Output:
             facts |= {
                 "top_k": self._config.logits_top_k,
                 "logits_temperature": self._config.logits_temperature,
-                "tokenizer_digest": self._identity["tokenizer_digest"],
-                "template_digest": self._identity["template_digest"],
+                "tokenizer_digest": self._identity["tokenizer"],
+                "template_digest": self._identity["template"],
             }
         return facts
 

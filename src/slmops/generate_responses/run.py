@@ -187,14 +187,13 @@ class Session:
 
     def _check_tokenizer(self, identity: Mapping[str, str | int | float], directory: Path | None) -> None:
         before, self.model = self.identity, directory
-        for name in ("tokenizer_digest", "template_digest"):
+        for name in ("tokenizer", "template"):
             if before.get(name, identity[name]) != identity[name]:
                 raise ConfigError(
-                    f"teachers have another {name.replace('_digest', '')} each, so their logits are not about the "
-                    "same tokens; use logits_top_k=0, or teachers of one family"
+                    f"the teachers differ in their {name}, so their logits are not about the same tokens; use "
+                    "logits_top_k=0, or teachers of one family"
                 )
-        digests = [str(known["digest"]) for known in (before, identity) if known]
-        self.identity = {**identity, "digest": "+".join(digests)}
+        self.identity = {**identity, "model": "+".join(str(known["model"]) for known in (before, identity) if known)}
 
 
 def _fetch_models(

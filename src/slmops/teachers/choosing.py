@@ -34,7 +34,7 @@ def choose(logits: torch.Tensor, decoding: Decoding, seeds: Sequence[int], posit
         positions: [N] of the token in its answer, from 0.
     """
     if decoding.greedy:
-        return logits.argmax(-1).tolist()
+        return logits.max(-1).indices.tolist()
     chances = [chance(seed, position) for seed, position in zip(seeds, positions, strict=True)]
     draw = torch.tensor(chances, dtype=torch.float64, device=logits.device)
     probabilities = torch.softmax(logits.float() / decoding.temperature, dim=-1)

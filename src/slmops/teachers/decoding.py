@@ -7,6 +7,7 @@ Leviathan et al. 2023, for a draft without a distribution). What is found is the
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -14,6 +15,7 @@ from itertools import islice
 import numpy as np
 import torch
 
+from slmops.progress import log
 from slmops.teachers.choosing import choose, top_k_records
 from slmops.teachers.interface import Decoding
 from slmops.teachers.packed import Feed, PackedModel
@@ -22,6 +24,10 @@ MAX_TOKENS_AT_ONCE = 2048
 """Tokens of one pass over new prompts: enough for the matrix products, little beside the weights in memory."""
 MAX_LOGITS_AT_ONCE = 512
 """Distributions of one pass: 100 MB in float32 at a vocabulary of 49,152."""
+MIN_PREFIX = 32
+"""Common tokens of prompts that are worth keeping; fewer are read again with each pass."""
+MIN_SHARING = 4
+"""Prompts for which they are kept."""
 FREE_FRACTION = 0.25
 """New rows are read when this share of the slots is free: a pass over few tokens costs as much as one over many."""
 
@@ -93,65 +99,141 @@ class Lookup:
         return guessed
 
 
+def _room(request: Request) -> int:
+    """Tokens that a request may take in its slot."""
+    return len(request.ids) + request.max_new_tokens
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
 class Decoder:
     """Answers requests with a packed model."""
 
     MAX_GUESS = 8
 
-    def __init__(self, model: PackedModel, decoding: Decoding, end_tokens: set[int], max_rows: int) -> None:
-        self.model, self.decoding, self.end_tokens, self.max_rows = model, decoding, end_tokens, max_rows
+    def __init__(
+        self, model: PackedModel, decoding: Decoding, end_tokens: set[int], *, max_rows: int, memory_bytes: int
+    ) -> None:
+        """`memory_bytes` is what keys and values may take: of long rows, fewer are worked on at once."""
+        self.model, self.decoding, self.end_tokens = model, decoding, end_tokens
+        self.max_rows, self.memory_bytes = max_rows, memory_bytes
         self.lookup = Lookup()
         self.rows: list[Row] = []
         """Row r is in slot r."""
+        self._prefix: list[int] = []
+        self._prefix_slot: torch.Tensor | None = None
 
     def decode(self, requests: Iterator[Request]) -> Iterator[Row]:
-        """Yield rows as their answers are complete; takes requests as slots get free."""
+        """Yield rows as their answers are complete; takes requests as slots get free.
+
+        Where memory runs out, the rows at work begin again, half as many at once.
+
+        Raises:
+            RuntimeError: memory does not suffice for one row.
+        """
         waiting: list[Request] = []
         while True:
             free = self.max_rows - len(self.rows) - len(waiting)
             if not self.rows or free >= FREE_FRACTION * self.max_rows:
-                waiting += islice(requests, free)
-            if waiting:
-                yield from self._read(waiting)
-            elif self.rows:
-                yield from self._step()
-            else:
-                return
+                waiting += islice(requests, max(free, 0))
+            try:
+                if waiting and self._fits(waiting[0]):
+                    finished = self._read(waiting)
+                elif self.rows:
+                    finished = self._step()
+                else:
+                    return
+            except RuntimeError as error:
+                if not _is_out_of_memory(error) or self.max_rows == 1:
+                    raise
+                waiting = [row.request for row in self.rows] + waiting
+                self._halve()
+                continue
+            yield from finished
 
-    def _read(self, waiting: list[Request]) -> Iterator[Row]:
+    def _fits(self, request: Request) -> bool:
+        """Whether memory has room for one more row. The only row always has: its memory cannot be less."""
+        longest = max(_room(request) for request in [request, *(row.request for row in self.rows)])
+        need = (len(self.rows) + 1) * longest * self.model.slots.bytes_per_token
+        return not self.rows or (len(self.rows) < self.max_rows and need <= self.memory_bytes)
+
+    def _halve(self) -> None:
+        self.max_rows = max(1, self.max_rows // 2)
+        log.info("memory ran out; %d prompts at once from now on", self.max_rows)
+        self.rows.clear()
+        self._prefix, self._prefix_slot = [], None
+        self.model.slots.clear()
+
+    def _read(self, waiting: list[Request]) -> list[Row]:
         """Read the first of the waiting prompts with their drafts, as many as one pass takes."""
-        rows, feeds, num_tokens, num_logits = [], [], 0, 0
-        while waiting:
+        first = len(self.rows)
+        start = self._use_prefix(waiting)
+        rows, feeds, num_logits, longest = [], [], 0, 0
+        while waiting and (not rows or self._fits(waiting[0])):
             request = waiting[0]
             draft = list(request.draft) or self.lookup.guess(request.ids, self.MAX_GUESS)
             draft = draft[: request.max_new_tokens - 1]
-            num_tokens += len(request.ids) + len(draft)
-            num_logits += len(draft) + 1
-            if rows and (num_tokens > MAX_TOKENS_AT_ONCE or num_logits > MAX_LOGITS_AT_ONCE):
+            length = len(request.ids) - start + len(draft)
+            longest, num_logits = max(longest, length), num_logits + len(draft) + 1
+            if rows and (longest * (len(rows) + 1) > MAX_TOKENS_AT_ONCE or num_logits > MAX_LOGITS_AT_ONCE):
                 break
-            rows.append(Row(waiting.pop(0), proposed=draft))
-            feeds.append(Feed(0, [*request.ids, *draft], len(draft) + 1))
-        first = len(self.rows)
+            rows.append(Row(waiting.pop(0), proposed=draft, num_read=len(request.ids) - 1))
+            feeds.append(Feed(start, [*request.ids[start:], *draft], len(draft) + 1))
+            self.rows.append(rows[-1])
+        self._make_room(used_rows=first)
+        if start and self._prefix_slot is not None:
+            self.model.slots.reserve(len(self.rows), start)
+            self.model.slots.put(first, len(rows), self._prefix_slot[:, :, :start])
+        if len(rows) == 1:
+            feeds = [self._read_ahead(first, feeds[0])]
         logits, which = self.model.forward(first, feeds, share=True)
-        for row in rows:
-            row.num_read = len(row.request.ids) - 1
-        self.rows += rows
-        yield from self._take(first, rows, logits, which)
+        return self._take(first, rows, logits, which)
 
-    def _step(self) -> Iterator[Row]:
+    def _make_room(self, used_rows: int) -> None:
+        """Give back slots that are longer or more than the rows at work need, where memory is short."""
+        longest = max(_room(row.request) for row in self.rows)
+        used = max((row.num_read for row in self.rows[:used_rows]), default=0)
+        self.model.slots.limit(self.memory_bytes, len(self.rows), longest, used_rows, used)
+
+    def _read_ahead(self, slot: int, feed: Feed) -> Feed:
+        """Read a long prompt in pieces up to the last one, which is left."""
+        start, tokens = feed.start, list(feed.tokens)
+        while len(tokens) - feed.num_logits > MAX_TOKENS_AT_ONCE:
+            self.model.forward(slot, [Feed(start, tokens[:MAX_TOKENS_AT_ONCE], 1)])
+            start, tokens = start + MAX_TOKENS_AT_ONCE, tokens[MAX_TOKENS_AT_ONCE:]
+        return Feed(start, tokens, feed.num_logits)
+
+    def _use_prefix(self, waiting: Sequence[Request]) -> int:
+        """How many first tokens of all waiting prompts need not be read again; reads them if they are many."""
+        common = len(os.path.commonprefix([list(request.ids) for request in waiting]))
+        common = min(common, min(len(request.ids) for request in waiting) - 1)
+        ids = list(waiting[0].ids[:common])
+        known = len(os.path.commonprefix([self._prefix, ids]))
+        if common - known < MIN_PREFIX or len(waiting) < MIN_SHARING:
+            return known if known >= MIN_PREFIX else 0
+        slot = len(self.rows)
+        feed = self._read_ahead(slot, Feed(0, ids, 1))
+        self.model.forward(slot, [feed])
+        self._prefix, self._prefix_slot = ids, self.model.slots.take(slot, common)
+        return common
+
+    def _step(self) -> list[Row]:
         """Read every row's last token, and what is guessed to follow."""
         feeds = []
         for row in self.rows:
             limit = min(self.MAX_GUESS, row.request.max_new_tokens - len(row.tokens) - 1)
             row.proposed = self._propose(row)[: max(limit, 0)]
             feeds.append(Feed(row.num_read, [row.tokens[-1], *row.proposed], len(row.proposed) + 1))
+        self._make_room(used_rows=len(self.rows))
         logits, which = self.model.forward(0, feeds)
-        yield from self._take(0, list(self.rows), logits, which)
+        return self._take(0, list(self.rows), logits, which)
 
     def _propose(self, row: Row) -> list[int]:
         return self.lookup.guess([*row.request.ids[-Lookup.SPAN :], *row.tokens], self.MAX_GUESS)
 
-    def _take(self, first: int, rows: list[Row], logits: torch.Tensor, which: np.ndarray) -> Iterator[Row]:
+    def _take(self, first: int, rows: list[Row], logits: torch.Tensor, which: np.ndarray) -> list[Row]:
         """Keep of each row's proposed tokens what the model chose as well, and the token behind them."""
         counts = [len(row.proposed) + 1 for row in rows]
         if self.decoding.greedy:
@@ -187,7 +269,7 @@ class Decoder:
         self._leave(done)
         for row in finished:
             self.lookup.learn(row.request.ids, row.tokens)
-        yield from finished
+        return finished
 
     def _is_complete(self, row: Row) -> bool:
         return row.tokens[-1] in self.end_tokens or len(row.tokens) >= row.request.max_new_tokens

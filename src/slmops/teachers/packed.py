@@ -8,6 +8,7 @@ slots in place of pages, which suits answers that are short beside the memory of
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -26,6 +27,11 @@ LENGTH_STEP = 64
 
 CHANGES_WITH_LENGTH = {"dynamic", "longrope"}
 """Rotary embeddings whose angles depend on the longest row of a batch."""
+
+KNOWN_LAYERS = {"full_attention", "sliding_attention"}
+
+PROBE = ((5, 6, 7, 8, 9, 10, 11), (5, 6, 7, 8, 12), (5, 6, 13, 14, 15, 16, 17, 18))
+"""Rows of tokens by which a model is tried; some begin alike."""
 
 
 class NotPackable(Exception):
@@ -73,30 +79,65 @@ class Pass:
 
 
 class Slots:
-    """Keys and values of up to `max_rows` rows, in one block that grows with the longest row."""
+    """Keys and values of rows, in one block that grows with their number and with the longest of them."""
 
-    def __init__(self, num_layers: int, max_rows: int, num_heads: int, head_dim: int, like: torch.Tensor) -> None:
-        self.shape = (2, num_layers, max_rows, num_heads, head_dim)
-        self.like = like
-        self.block = self._zeros(0)
+    def __init__(self, num_layers: int, num_heads: int, head_dim: int, like: torch.Tensor) -> None:
+        self._like = like
+        self._shape = (2, num_layers, num_heads, head_dim)
+        self.block = self._zeros(0, 0)
+        """[2, layers, rows, length, heads, head_dim]"""
 
-    def _zeros(self, length: int) -> torch.Tensor:
+    def clear(self) -> None:
+        """Give the memory back."""
+        self.block = self._zeros(0, 0)
+
+    @property
+    def bytes_per_token(self) -> int:
+        return math.prod(self._shape) * self._like.element_size()
+
+    def _zeros(self, rows: int, length: int) -> torch.Tensor:
         # Zeros, because attention multiplies what it does not see by 0, and 0 times what memory holds may be NaN.
-        two, layers, rows, heads, dim = self.shape
-        return self.like.new_zeros(two, layers, rows, length, heads, dim)
+        two, layers, heads, dim = self._shape
+        return self._like.new_zeros(two, layers, rows, length, heads, dim)
 
-    def reserve(self, length: int) -> None:
-        """Make room for rows of `length` tokens."""
-        have = self.block.shape[3]
-        if length > have:
-            block = self._zeros(-(-length // LENGTH_STEP) * LENGTH_STEP)
-            block[:, :, :, :have] = self.block
-            self.block = block
+    def reserve(self, rows: int, length: int) -> None:
+        """Make room for `rows` rows of `length` tokens; what is there stays."""
+        have_rows, have_length = self.block.shape[2:4]
+        if rows > have_rows or length > have_length:
+            self._resize(max(rows, have_rows), max(-(-length // LENGTH_STEP) * LENGTH_STEP, have_length))
+
+    def limit(self, size_bytes: int, rows: int, length: int, used_rows: int, used_length: int) -> None:
+        """Give back what is not used, if making room for `rows` rows of `length` would take more than `size_bytes`.
+
+        One long row among many short ones must not make room for many long ones.
+        """
+        have_rows, have_length = self.block.shape[2:4]
+        if max(rows, have_rows) * max(length, have_length) * self.bytes_per_token > size_bytes:
+            self._resize(used_rows, used_length)
+
+    def _resize(self, rows: int, length: int) -> None:
+        block = self._zeros(rows, length)
+        kept = (
+            slice(None),
+            slice(None),
+            slice(min(rows, self.block.shape[2])),
+            slice(min(length, self.block.shape[3])),
+        )
+        block[kept] = self.block[kept]
+        self.block = block
 
     def move(self, sources: Sequence[int], targets: Sequence[int], length: int) -> None:
         """Copy the first `length` tokens of rows to other slots."""
         if sources:
             self.block[:, :, list(targets), :length] = self.block[:, :, list(sources), :length]
+
+    def take(self, row: int, length: int) -> torch.Tensor:
+        """A copy of a row's first tokens: [2, layers, length, heads, head_dim]."""
+        return self.block[:, :, row, :length].clone()
+
+    def put(self, first: int, num_rows: int, piece: torch.Tensor) -> None:
+        """Begin rows with what `take` gave."""
+        self.block[:, :, first : first + num_rows, : piece.shape[2]] = piece.unsqueeze(2)
 
     def layer(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values [rows, length, heads, head_dim]."""
@@ -146,6 +187,18 @@ def _attend(
 AttentionInterface.register(PACKED, _attend)
 
 
+def _check_config(config: Any) -> None:
+    """Raise NotPackable for what short rows would not show."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = {part.get("rope_type") for part in (rope, *rope.values()) if isinstance(part, dict)}
+    if kinds & CHANGES_WITH_LENGTH:
+        raise NotPackable("its positions depend on the longest row")
+    if unknown := set(getattr(config, "layer_types", None) or ()) - KNOWN_LAYERS:
+        raise NotPackable(f"it has layers of {', '.join(sorted(unknown))}")
+    if getattr(config, "attention_chunk_size", None):
+        raise NotPackable("its attention sees chunks")
+
+
 @dataclass(frozen=True)
 class Feed:
     """New tokens of one row."""
@@ -158,28 +211,54 @@ class Feed:
 
 
 class PackedModel:
-    """Forward passes over rows in slots.
+    """Forward passes over rows in slots. The model keeps packed attention from here on.
 
     Raises:
-        NotPackable: the model needs a way of its own to remember what it read.
+        NotPackable: the model needs a way of its own to remember what it read; it is left as it was.
     """
 
-    def __init__(self, model: PreTrainedModel, max_rows: int) -> None:
+    def __init__(self, model: PreTrainedModel) -> None:
         config = model.config.get_text_config(decoder=True)
-        rope = getattr(config, "rope_parameters", None) or {}
-        kinds = {value for value in (rope, *rope.values()) if isinstance(value, str)} | {
-            part.get("rope_type") for part in (rope, *rope.values()) if isinstance(part, dict)
-        }
-        if kinds & CHANGES_WITH_LENGTH:
-            raise NotPackable("positions depend on the longest row")
+        _check_config(config)
         if not getattr(model, "_supports_attention_backend", False):
-            raise NotPackable("attention cannot be exchanged")
+            raise NotPackable("its attention cannot be exchanged")
         self.model = model
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        like = next(model.parameters())
-        self.make_slots = lambda rows: Slots(config.num_hidden_layers, rows, heads, dim, like)
-        self.slots = self.make_slots(max_rows)
+        self.slots = Slots(config.num_hidden_layers, heads, dim, next(model.parameters()))
+        before = model.config._attn_implementation
+        try:
+            expected = self._unpacked(PROBE)
+            model.set_attn_implementation(PACKED)
+            found = self._probe()
+        except Exception as error:  # whatever an unknown architecture makes of packed rows
+            model.set_attn_implementation(before)
+            raise NotPackable(str(error).splitlines()[0] if str(error) else type(error).__name__) from error
+        difference = float((found - expected).norm() / expected.norm())
+        tolerance = 1e-3 if model.dtype == torch.float32 else 5e-2
+        if not difference <= tolerance:
+            model.set_attn_implementation(before)
+            raise NotPackable(f"its logits differ by {difference:.1%} when rows are packed")
+
+    @torch.inference_mode()
+    def _unpacked(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
+        """[rows, V] the model's own logits behind each row."""
+        vocabulary = self.model.config.get_text_config(decoder=True).vocab_size
+        device = self.model.device
+        logits = [
+            self.model(input_ids=torch.tensor([[i % vocabulary for i in row]], device=device), use_cache=False).logits
+            for row in rows
+        ]
+        return torch.stack([row[0, -1].float() for row in logits])
+
+    @torch.inference_mode()
+    def _probe(self) -> torch.Tensor:
+        """`_unpacked` the packed way: a beginning that is shared, then pieces of different length."""
+        vocabulary = self.model.config.get_text_config(decoder=True).vocab_size
+        rows = [[i % vocabulary for i in row] for row in PROBE]
+        self.forward(0, [Feed(0, row[:4], 1) for row in rows], share=True)
+        logits, which = self.forward(0, [Feed(4, row[4:], 1) for row in rows])
+        return logits[torch.as_tensor(which, device=logits.device)].float()
 
     def forward(self, first: int, feeds: Sequence[Feed], *, share: bool = False) -> tuple[torch.Tensor, np.ndarray]:
         """Read new tokens of the rows in the slots from `first` on.
@@ -196,7 +275,7 @@ class PackedModel:
         starts = np.array([feed.start for feed in feeds])
         nodes, tokens, positions = _share(feeds) if share else _apart(feeds, lengths)
         num_queries, num_keys = max(lengths), int((starts + lengths).max())
-        self.slots.reserve(num_keys)
+        self.slots.reserve(first + len(feeds), num_keys)
         rows = np.repeat(np.arange(len(feeds)), lengths)
         within = np.concatenate([np.arange(length) for length in lengths])
         flat = np.concatenate(nodes)

@@ -1,153 +1,215 @@
-"""A teacher that runs in this process, by transformers and torch, on a GPU or CPUs."""
+"""A Hugging Face directory as a teacher, run in this process by transformers."""
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby, islice
 from pathlib import Path
+from typing import Any, cast
 
+import numpy as np
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from jinja2.exceptions import TemplateError
+from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 
-from slmops import hardware, models, torch_models
-from slmops.errors import ModelError
+from slmops import hardware, memory, models, torch_models
 from slmops.progress import log
-from slmops.teachers.decoding import Decoder, Request, Row
+from slmops.teachers.choosing import choose, top_k_records
+from slmops.teachers.decoding import Decoder, Request
 from slmops.teachers.interface import STOP, Answer, Decoding, Failure, Question
-from slmops.teachers.packed import PACKED, NotPackable, PackedModel
-from slmops.teachers.padded import PaddedDecoder
+from slmops.teachers.packed import NotPackable, PackedModel
 from slmops.training.batches import encode
 
 BATCHES_AHEAD = 16
-"""Questions are taken so many batches at a time, and asked in the order in which they share most."""
+"""Batches of questions taken ahead, so that prompts of similar length and beginning are read together."""
+SLOT_MEMORY_FRACTION = 0.4
+"""Share of the free memory that keys and values may take."""
+LENGTH_BUCKET = 64
+"""Prompts whose lengths differ by less are ordered by how they begin."""
 
 
 class TransformersTeacher:
-    """Answers with a Hugging Face directory. The weights are loaded when the first question comes."""
+    """Any causal language model of transformers.
+
+    Most are decoded in packed rows with drafts (`slmops.teachers.decoding`); one that cannot be packed by its own
+    `generate`, in batches of equal length. Both find the same answers, up to rounding.
+    """
 
     def __init__(self, name: str, decoding: Decoding, *, directory: Path, batch_size: int, dtype: str) -> None:
-        """Look at the directory.
+        """Load the model.
 
         Raises:
-            ModelError: it is no model, or has no chat template.
+            ArtifactError, ModelError: it cannot be loaded, or has no chat template.
         """
         self.name, self.decoding, self.batch_size = name, decoding, batch_size
-        self._directory = directory
-        self._device = hardware.pick_device()
-        self._dtype = hardware.pick_dtype(dtype, self._device)
-        digest = models.open_model(directory).digest
-        self.identity: Mapping[str, str | int | float] = {
+        sidecar = models.open_model(directory)
+        hardware.use_all_cores()
+        device = hardware.pick_device()
+        if device.type == "cpu":
+            hardware.keep_freed_memory()
+        compute = hardware.pick_dtype(dtype, device)
+        self.tokenizer = torch_models.load_tokenizer(directory)
+        self._model: PreTrainedModel | None = torch_models.load_model(directory, dtype=compute, device=device)
+        self.identity: dict[str, str | int | float] = {
             "kind": "model",
-            "digest": digest,
-            "dtype": str(self._dtype).removeprefix("torch."),
-            "tokenizer_digest": models.tokenizer_digest(directory),
-            "template_digest": models.template_digest(directory),
+            "model": sidecar.digest,
+            "dtype": str(compute).removeprefix("torch."),
+            "tokenizer": models.tokenizer_digest(directory),
+            "template": models.template_digest(directory),
         }
-        self._says = f"{directory.name}@{digest[:12]}"
-        self._model: PreTrainedModel | None = None
-        self._tokenizer: PreTrainedTokenizerBase
+        self._says = f"{sidecar.facts.get('source', directory.name)}@{sidecar.digest[:12]}"
+        self.end_tokens = end_tokens(self._model, self.tokenizer)
+        config = self._model.config.get_text_config(decoder=True)
+        self.context_length = int(getattr(config, "max_position_embeddings", None) or 1 << 30)
+        self._packed: PackedModel | None = None
+        try:
+            self._packed = PackedModel(self._model)
+        except NotPackable as reason:
+            log.info("teacher %s is decoded by its own generate, which is slower: %s", name, reason)
+        log.info("teacher %s on %s", name, hardware.describe(device, compute))
 
     def answer(self, questions: Iterable[Question]) -> Iterator[tuple[Question, Answer | Failure]]:
-        """Answer `questions`, some batches of them at a time.
-
-        Raises:
-            ModelError: the model cannot be loaded, or not even one question at a time fits into memory.
-        """
-        source = iter(questions)
-        while window := list(islice(source, BATCHES_AHEAD * self.batch_size)):
-            yield from self._answer(window)
+        """See `slmops.teachers.interface.Teacher`."""
+        asked: dict[int, Question] = {}
+        failed: list[tuple[Question, Failure]] = []
+        requests = self._requests(iter(questions), asked, failed)
+        for request, tokens, records in self._decode(requests):
+            yield from _drain(failed)
+            yield asked.pop(request.number), self._answer(request, tokens, records)
+        yield from _drain(failed)
 
     def close(self) -> None:
-        """Give back the memory of the weights."""
-        self._model = None
+        """Give the memory back."""
+        self._model = self._packed = None
         gc.collect()
-        if self._device.type == "cuda":
+        if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _answer(self, window: list[Question]) -> Iterator[tuple[Question, Answer | Failure]]:
-        model = self._load()
-        longest = int(getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", 1 << 30))
-        encoded = [
-            encode(self._tokenizer, [dict(turn) for turn in question.messages], to_answer=True) for question in window
-        ]
-        requests: dict[int, Request] = {}
-        for number, (question, ids) in enumerate(zip(window, encoded, strict=True)):
-            if len(ids) >= longest:
-                found = f"a prompt of {len(ids):,} tokens, the model reads {longest:,}"
-                yield question, Failure("prompt_too_long", found)
-                continue
-            limit = min(self.decoding.max_new_tokens, longest - len(ids))
-            requests[number] = Request(number, ids, self._draft(question), question.seed, limit)
-        while requests:
-            try:
-                for row in self._decode(list(requests.values())):
-                    done = requests.pop(row.request.number)
-                    yield window[done.number], self._answer_of(row)
-            except torch.OutOfMemoryError:
-                self._halve()
+    def _requests(
+        self, questions: Iterator[Question], asked: dict[int, Question], failed: list[tuple[Question, Failure]]
+    ) -> Iterator[Request]:
+        """Encode questions as they are needed, some batches ahead, and order those."""
+        count = 0
+        while window := list(islice(questions, BATCHES_AHEAD * self.batch_size)):
+            requests = []
+            for question in window:
+                request = self._encode(question, count)
+                if isinstance(request, Failure):
+                    failed.append((question, request))
+                else:
+                    asked[count] = question
+                    requests.append(request)
+                count += 1
+            yield from sorted(requests, key=lambda request: (len(request.ids) // LENGTH_BUCKET, request.ids))
 
-    def _decode(self, requests: list[Request]) -> Iterator[Row]:
-        """Rows as they are complete; prompts that begin alike are read together."""
-        model, ends = self._load(), self._end_tokens()
-        batch = self.batch_size * 2  # similar length first, so that few wait for a long one; within it alike beginnings
-        by_length = sorted(requests, key=lambda request: len(request.ids))
-        chunks = [by_length[at : at + batch] for at in range(0, len(by_length), batch)]
-        ordered = [request for chunk in chunks for request in sorted(chunk, key=lambda request: request.ids)]
-        with torch.inference_mode():
-            try:
-                packed = PackedModel(model, self.batch_size)
-                model.set_attn_implementation(PACKED)
-            except NotPackable as reason:
-                log.info("%s is run in padded batches: %s", self.name, reason)
-                model.set_attn_implementation("eager" if self._device.type == "cpu" else "sdpa")
-                yield from PaddedDecoder(model, self.decoding, ends, self.batch_size).decode(ordered)
-                return
-            yield from Decoder(packed, self.decoding, ends, self.batch_size).decode(iter(ordered))
+    def _encode(self, question: Question, number: int) -> Request | Failure:
+        try:
+            ids = encode(self.tokenizer, [dict(message) for message in question.messages], to_answer=True)
+        except TemplateError as error:
+            return Failure("template_refused", f"the chat template refuses these turns: {error}")
+        if len(ids) >= self.context_length:
+            return Failure("prompt_too_long", f"{len(ids)} tokens, the model reads {self.context_length}")
+        draft: list[int] = []
+        if question.draft:
+            encoded: Any = self.tokenizer(question.draft, add_special_tokens=False)
+            draft = [*encoded["input_ids"], self.tokenizer.eos_token_id]
+        room = min(self.decoding.max_new_tokens, self.context_length - len(ids))
+        return Request(number, ids, draft, question.seed, room)
 
-    def _draft(self, question: Question) -> list[int]:
-        if not question.draft or not self.decoding.greedy:
-            return []
-        ids = self._tokenizer(question.draft, add_special_tokens=False)["input_ids"]
-        return [*ids, self._tokenizer.eos_token_id]
+    def _decode(self, requests: Iterator[Request]) -> Iterator[tuple[Request, list[int], list[np.ndarray]]]:
+        if self._packed is None:
+            yield from self._generate(requests)
+            return
+        decoder = Decoder(
+            self._packed,
+            self.decoding,
+            self.end_tokens,
+            max_rows=self.batch_size,
+            memory_bytes=int(_free_bytes(self._packed.model.device) * SLOT_MEMORY_FRACTION),
+        )
+        for row in decoder.decode(requests):
+            yield row.request, row.tokens, row.records
 
-    def _answer_of(self, row: Row) -> Answer:
-        import numpy as np
+    def _generate(self, requests: Iterator[Request]) -> Iterator[tuple[Request, list[int], list[np.ndarray]]]:
+        """The plain path: `generate` on prompts of the same length, so that nothing is padded."""
+        model = cast(Any, self._model)
+        while window := list(islice(requests, BATCHES_AHEAD * self.batch_size)):
+            window.sort(key=lambda request: len(request.ids))
+            for _, group in groupby(window, key=lambda request: len(request.ids)):
+                alike = list(group)
+                for start in range(0, len(alike), self.batch_size):
+                    batch = alike[start : start + self.batch_size]
+                    chooser = Chooser(self.decoding, [request.seed for request in batch])
+                    ids = torch.tensor([list(request.ids) for request in batch], device=model.device)
+                    with torch.inference_mode():
+                        output = model.generate(
+                            input_ids=ids,
+                            attention_mask=torch.ones_like(ids),
+                            max_new_tokens=max(request.max_new_tokens for request in batch),
+                            do_sample=False,
+                            temperature=None,
+                            top_p=None,
+                            top_k=None,
+                            eos_token_id=sorted(self.end_tokens),
+                            pad_token_id=self.tokenizer.pad_token_id,
+                            logits_processor=LogitsProcessorList([chooser]),
+                        )
+                    for place, (request, new) in enumerate(zip(batch, output[:, ids.shape[1] :].tolist(), strict=True)):
+                        tokens = cut(new[: request.max_new_tokens], self.end_tokens)
+                        yield request, tokens, [step[place : place + 1] for step in chooser.records[: len(tokens)]]
 
-        ended = row.tokens[-1] in self._end_tokens()
+    def _answer(self, request: Request, tokens: Sequence[int], records: Sequence[np.ndarray]) -> Answer:
         return Answer(
-            text=self._tokenizer.decode(row.tokens, skip_special_tokens=True),
-            finish_reason=STOP if ended else "length",
+            text=cast(str, self.tokenizer.decode(tokens, skip_special_tokens=True)),
+            finish_reason=STOP if tokens[-1] in self.end_tokens else "length",
             model=self._says,
-            num_prompt_tokens=len(row.request.ids),
-            num_tokens=len(row.tokens),
-            token_ids=tuple(row.tokens),
-            logits=np.concatenate(row.records) if row.records else None,
+            num_prompt_tokens=len(request.ids),
+            num_tokens=len(tokens),
+            token_ids=tuple(tokens),
+            logits=np.concatenate(records) if records else None,
         )
 
-    def _load(self) -> PreTrainedModel:
-        if self._model is None:
-            hardware.use_all_cores()
-            self._tokenizer = torch_models.load_tokenizer(self._directory)
-            self._model = torch_models.load_model(self._directory, dtype=self._dtype, device=self._device)
-            log.info("%s runs on %s", self.name, hardware.describe(self._device, self._dtype))
-        return self._model
 
-    def _end_tokens(self) -> set[int]:
-        """The tokens after which the model has nothing more to say."""
-        settings = self._load().generation_config
-        ends = getattr(settings, "eos_token_id", None)
-        listed = ends if isinstance(ends, list) else [ends]
-        return {int(token) for token in (*listed, self._tokenizer.eos_token_id) if token is not None}
+class Chooser(LogitsProcessor):
+    """Chooses the tokens of a batch, and leaves `generate` no other choice; notes the likeliest ones if asked to."""
 
-    def _halve(self) -> None:
-        if self.batch_size == 1:
-            raise ModelError(
-                f"{self._directory.name} and one prompt need more memory than {self._device} has; use a smaller teacher, a "
-                "larger GPU, or an endpoint"
-            )
-        self.batch_size //= 2
-        log.warning("%s ran out of memory: going on with batch_size=%d", self.name, self.batch_size)
-        gc.collect()
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
+    def __init__(self, decoding: Decoding, seeds: Sequence[int]) -> None:
+        self.decoding, self.seeds = decoding, seeds
+        self.records: list[np.ndarray] = []
+        """[batch] of each step."""
+        self._step = 0
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        if self.decoding.logits_top_k:
+            self.records.append(top_k_records(scores, self.decoding.logits_top_k, self.decoding.logits_temperature))
+        chosen = torch.tensor(choose(scores, self.decoding, self.seeds, [self._step] * len(self.seeds)))
+        self._step += 1
+        forced = torch.full_like(scores, float("-inf"))
+        forced.scatter_(-1, chosen.to(scores.device).unsqueeze(-1), 0.0)
+        return cast(torch.FloatTensor, forced)
+
+
+def cut(tokens: list[int], end_tokens: set[int]) -> list[int]:
+    """Tokens up to the first that ends a turn, that one included."""
+    end = next((at for at, token in enumerate(tokens) if token in end_tokens), len(tokens) - 1)
+    return tokens[: end + 1]
+
+
+def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """What ends a turn: the tokenizer's end token, and those that the model was published to stop at."""
+    config = getattr(model, "generation_config", None)
+    listed: Any = getattr(config, "eos_token_id", None)
+    listed = listed if isinstance(listed, list) else [listed]
+    return {int(token) for token in (*listed, tokenizer.eos_token_id) if token is not None}
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return memory.free_bytes() or 1 << 32
+
+
+def _drain(failed: list[tuple[Question, Failure]]) -> Iterator[tuple[Question, Failure]]:
+    while failed:
+        yield failed.pop(0)
