@@ -13,7 +13,7 @@ from slmops.models import tokenizer_digest
 from slmops.prepare_data.tokens import TokenCounter
 
 
-def test_it_counts_as_the_models_own_tokenizer_does(tiny_model: Path) -> None:
+def test_it_counts_as_the_models_own_tokenizer_does(tiny_model: Path, tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
     texts = ["Where is my card?", "", "Grüße 你好 👩\u200d👧", "a" * 5000, "<|im_start|>user"]
@@ -34,7 +34,10 @@ def test_truncation_and_padding_of_the_file_do_not_change_counts(tiny_model: Pat
     tokenizer.enable_padding(length=16)
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     texts = ["a", "one two three four five six seven eight nine ten"]
-    assert TokenCounter(str(tmp_path), tmp_path).count(texts).tolist() == TokenCounter(str(tiny_model), tmp_path).count(texts).tolist()
+    assert (
+        TokenCounter(str(tmp_path), tmp_path).count(texts).tolist()
+        == TokenCounter(str(tiny_model), tmp_path).count(texts).tolist()
+    )
 
 
 def test_a_directory_without_a_tokenizer_is_an_error(tiny_model: Path, tmp_path: Path) -> None:

@@ -81,8 +81,10 @@ class Teacher(Protocol):
     """A model that answers."""
 
     name: str
-    identity: Mapping[str, str | int | float]
-    """What decides about its answers beside `Decoding`: digest or address, compute type, template."""
+
+    @property
+    def identity(self) -> Mapping[str, str | int | float]:
+        """What decides about its answers beside `Decoding`: digest or address, compute type, template."""
 
     def answer(self, questions: Iterable[Question]) -> Iterator[tuple[Question, Answer | Failure]]:
         """Answer `questions`, in any order, as answers come; takes no more of them ahead than it works on.

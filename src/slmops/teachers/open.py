@@ -48,7 +48,8 @@ def _open(
 ) -> Teacher:
     # Imported here: each kind brings a library of its own, which need not be installed for the others.
     if spec.kind == "endpoint":
-        from slmops.teachers.endpoint import EndpointTeacher, read_key
+        from slmops.teachers.connection import read_key
+        from slmops.teachers.endpoint import EndpointTeacher
 
         return EndpointTeacher(
             spec.name,
