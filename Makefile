@@ -9,11 +9,12 @@ REGISTRY ?= localhost:5000
 ENGINE ?=
 TORCH_INDEX ?=
 CHECKOV_VERSION := 3.3.30
+DATATROVE_VERSION := 0.10.1
 LLAMA_CPP_VERSION := 0.3.36
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -c constraints.txt
 
-.PHONY: help demo test test-llama-cpp check compile images e2e-containers render check-manifests new clean
+.PHONY: help demo test test-llama-cpp check compile images e2e-containers bench-data render check-manifests new clean
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 17
@@ -46,6 +47,11 @@ images: $(VENV)/.dev ## Build and push the images, pin their digests, recompile:
 e2e-containers: $(VENV)/.dev ## The whole pipeline in real containers; sets up Docker on a bare Debian machine (as root)
 	$(BIN)/python tools/e2e_containers.py --torch-index '$(TORCH_INDEX)'
 
+bench-data: $(VENV)/.dev .venv-bench/.done ## Data and teachers beside their peers, on an idle machine (20 to 60 minutes); prints Markdown
+	$(BIN)/python -m tests.benchmarks.near_duplicates --peer .venv-bench/bin/python $(ARGS)
+	$(BIN)/python -m tests.benchmarks.generation
+	$(BIN)/python -m tests.benchmarks.endpoint
+
 render: $(VENV)/.dev ## Show what a cluster would get: make render OVERLAY=production (or edge/pools/x86-cpu)
 	@test -n "$(OVERLAY)" || { echo 'usage: make render OVERLAY=dev|staging|production, or a folder below manifests/'; exit 2; }
 	@$(BIN)/kubectl kustomize $(or $(wildcard manifests/overlays/$(OVERLAY)),manifests/$(OVERLAY))
@@ -62,7 +68,13 @@ new: $(VENV)/.dev ## Scaffold a component: make new STEP=verb_noun CATEGORY=trai
 	$(BIN)/slmops new $(STEP) --category $(CATEGORY)
 
 clean: ## Remove the virtual environment and everything that runs have written
-	rm -rf $(VENV) .venv-checkov .venv-llama .work build dist src/*.egg-info
+	rm -rf $(VENV) .venv-bench .venv-checkov .venv-llama .work build dist src/*.egg-info
+
+# What slmops is measured against, in an environment of its own.
+.venv-bench/.done:
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip --disable-pip-version-check install --quiet 'datatrove[processing]==$(DATATROVE_VERSION)'
+	@touch $@
 
 # checkov pins versions that clash with ours, so it has an environment of its own.
 .venv-checkov/.done:
