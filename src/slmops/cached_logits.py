@@ -16,7 +16,6 @@ A record takes 6 k + 4 bytes, 388 with k = 64. Files of shards are merged by put
 from __future__ import annotations
 
 import io
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path

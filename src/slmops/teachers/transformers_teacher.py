@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, cast
@@ -19,6 +20,7 @@ from slmops.teachers.choosing import choose, top_k_records
 from slmops.teachers.decoding import Decoder, Request
 from slmops.teachers.interface import STOP, Answer, Decoding, Failure, Question
 from slmops.teachers.packed import NotPackable, PackedModel
+from slmops.teachers.retokenizing import retokenizes
 from slmops.training.batches import encode
 
 BATCHES_AHEAD = 16
@@ -51,7 +53,7 @@ class TransformersTeacher:
         compute = hardware.pick_dtype(dtype, device)
         self.tokenizer = torch_models.load_tokenizer(directory)
         self._model: PreTrainedModel | None = torch_models.load_model(directory, dtype=compute, device=device)
-        self.identity: dict[str, str | int | float] = {
+        self.identity: Mapping[str, str | int | float] = {
             "kind": "model",
             "model": sidecar.digest,
             "dtype": str(compute).removeprefix("torch."),
@@ -87,15 +89,8 @@ class TransformersTeacher:
             torch.cuda.empty_cache()
 
     def retokenizes(self, question: Question, answer: Answer) -> bool:
-        """Whether the answer's text, put behind the prompt by the template, is the tokens that the teacher chose.
-
-        If not, its kept logits are about other tokens than a student would see.
-        """
-        messages = [dict(message) for message in question.messages]
-        prompt = encode(self.tokenizer, messages, to_answer=True)
-        whole = encode(self.tokenizer, [*messages, {"role": "assistant", "content": answer.text}], to_answer=False)
-        end = len(prompt) + len(answer.token_ids)
-        return whole[: len(prompt)] == prompt and tuple(whole[len(prompt) : end]) == answer.token_ids
+        """See `slmops.teachers.retokenizing`."""
+        return retokenizes(partial(encode, self.tokenizer), question, answer)
 
     def _requests(
         self, questions: Iterator[Question], asked: dict[int, Question], failed: list[tuple[Question, Failure]]
@@ -172,7 +167,7 @@ class TransformersTeacher:
 
     def _answer(self, request: Request, tokens: Sequence[int], records: Sequence[np.ndarray]) -> Answer:
         return Answer(
-            text=cast(str, self.tokenizer.decode(tokens, skip_special_tokens=True)),
+            text=cast(str, self.tokenizer.decode(list(tokens), skip_special_tokens=True)),
             finish_reason=STOP if tokens[-1] in self.end_tokens else "length",
             model=self._says,
             num_prompt_tokens=len(request.ids),
