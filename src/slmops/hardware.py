@@ -72,9 +72,9 @@ def use_huge_pages() -> None:
 def keep_freed_memory() -> None:
     """Let this process keep the memory that tensors leave, instead of giving it back to the kernel each time.
 
-    A forward pass on a CPU makes the same large tensors in every layer. By default glibc returns each to the kernel, which
-    hands it out again in zeroed pages of 4 kB: a third of the time of generating answers. What is kept is the most that was
-    in use at once. Other C libraries are left as they are.
+    A forward pass on a CPU makes the same large tensors in every layer. By default glibc returns each to the kernel,
+    which hands it out again in zeroed pages of 4 kB: a third of the time of generating answers. What is kept is the
+    most that was in use at once. Other C libraries are left as they are.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

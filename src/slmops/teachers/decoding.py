@@ -1,16 +1,15 @@
 """Continuous batching with drafts: rows come and go one by one, and several tokens of a row are found at once.
 
-A draft is checked, not believed: the model reads it behind the prompt in one pass and chooses a token at each position as
-it would have without it; the draft's tokens count up to where the model chose another one (speculative decoding,
+A draft is checked, not believed: the model reads it behind the prompt in one pass and chooses a token at each position
+as it would have without it; the draft's tokens count up to where the model chose another one (speculative decoding,
 Leviathan et al. 2023, for a draft without a distribution). What is found is the same, how fast is not.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import islice, takewhile
 
 import numpy as np
 import torch
@@ -89,7 +88,8 @@ class Lookup:
 
     def guess(self, text: Sequence[int], limit: int) -> list[int]:
         """Up to `limit` tokens that are likely to follow."""
-        context, guessed = tuple(text[-self.SPAN :]), []
+        context = tuple(text[-self.SPAN :])
+        guessed: list[int] = []
         while len(guessed) < limit:
             token, times = self._next.get(context, (-1, 0))
             if times < self.CONFIRMED:
@@ -97,6 +97,12 @@ class Lookup:
             guessed.append(token)
             context = (*context[1:], token)
         return guessed
+
+
+def _common(rows: Iterable[Sequence[int]]) -> int:
+    """How many first tokens all rows have in common."""
+    columns = zip(*rows, strict=False)
+    return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
 
 
 def _room(request: Request) -> int:
@@ -166,11 +172,14 @@ class Decoder:
         self._prefix, self._prefix_slot = [], None
         self.model.slots.clear()
 
+    @torch.inference_mode()
     def _read(self, waiting: list[Request]) -> list[Row]:
         """Read the first of the waiting prompts with their drafts, as many as one pass takes."""
         first = len(self.rows)
         start = self._use_prefix(waiting)
-        rows, feeds, num_logits, longest = [], [], 0, 0
+        rows: list[Row] = []
+        feeds: list[Feed] = []
+        num_logits = longest = 0
         while waiting and (not rows or self._fits(waiting[0])):
             request = waiting[0]
             draft = list(request.draft) or self.lookup.guess(request.ids, self.MAX_GUESS)
@@ -207,10 +216,10 @@ class Decoder:
 
     def _use_prefix(self, waiting: Sequence[Request]) -> int:
         """How many first tokens of all waiting prompts need not be read again; reads them if they are many."""
-        common = len(os.path.commonprefix([list(request.ids) for request in waiting]))
+        common = _common(request.ids for request in waiting)
         common = min(common, min(len(request.ids) for request in waiting) - 1)
         ids = list(waiting[0].ids[:common])
-        known = len(os.path.commonprefix([self._prefix, ids]))
+        known = _common((self._prefix, ids))
         if common - known < MIN_PREFIX or len(waiting) < MIN_SHARING:
             return known if known >= MIN_PREFIX else 0
         slot = len(self.rows)
@@ -219,6 +228,7 @@ class Decoder:
         self._prefix, self._prefix_slot = ids, self.model.slots.take(slot, common)
         return common
 
+    @torch.inference_mode()
     def _step(self) -> list[Row]:
         """Read every row's last token, and what is guessed to follow."""
         feeds = []

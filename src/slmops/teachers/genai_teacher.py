@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,8 +23,8 @@ BATCHES_AHEAD = 16
 class GenAITeacher:
     """A directory of ONNX Runtime GenAI.
 
-    Prompts of the same length go through the model together. Those of different length do not: the runtime tells padding
-    from text by the token alone, and many models end their turns with the token that they pad with.
+    Prompts of the same length go through the model together. Those of different length do not: the runtime tells
+    padding from text by the token alone, and many models end their turns with the token that they pad with.
     """
 
     def __init__(self, name: str, decoding: Decoding, *, directory: Path, batch_size: int) -> None:
@@ -54,13 +54,13 @@ class GenAITeacher:
             self._tokenizer = og.Tokenizer(self._model)
         except Exception as error:  # the library raises RuntimeError, OgaException and bare Exception alike
             raise ModelError(
-                f"{directory} cannot be loaded by onnxruntime-genai {og.__version__}: {str(error).splitlines()[0]}; run "
-                "quantize again"
+                f"{directory} cannot be loaded by onnxruntime-genai {og.__version__}: {str(error).splitlines()[0]}; "
+                "run quantize again"
             ) from error
         self.end_tokens = {int(token) for token in self._tokenizer.eos_token_ids}
         self.context_length = int(settings["context_length"])
         digest = artifacts.digest_of(tuple(artifacts.list_files(directory)))
-        self.identity: dict[str, str | int | float] = {
+        self.identity: Mapping[str, str | int | float] = {
             "kind": "genai",
             "model": digest,
             "dtype": f"onnxruntime-genai {og.__version__}",
@@ -91,14 +91,6 @@ class GenAITeacher:
     def close(self) -> None:
         """Give the memory back."""
         self._model = self._tokenizer = None
-
-    def retokenizes(self, question: Question, answer: Answer) -> bool:
-        """Whether the answer's text, put behind the prompt by the template, is the tokens that the teacher chose."""
-        messages = [dict(message) for message in question.messages]
-        prompt = self._tokens(messages, to_answer=True)
-        whole = self._tokens([*messages, {"role": "assistant", "content": answer.text}], to_answer=False)
-        end = len(prompt) + len(answer.token_ids)
-        return whole[: len(prompt)] == prompt and tuple(whole[len(prompt) : end]) == answer.token_ids
 
     def _tokens(self, messages: Sequence[dict[str, str]], *, to_answer: bool) -> list[int]:
         text = self._tokenizer.apply_chat_template(json.dumps(list(messages)), add_generation_prompt=to_answer)
@@ -174,7 +166,8 @@ def _read_settings(directory: Path) -> dict[str, Any]:
     path = directory / "genai_config.json"
     if not path.is_file():
         raise ArtifactError(
-            f"{directory} has no genai_config.json; give one variant's directory, such as cpu-int4 in what quantize wrote"
+            f"{directory} has no genai_config.json; give one variant's directory, such as cpu-int4 in what "
+            "quantize wrote"
         )
     try:
         settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["model"]

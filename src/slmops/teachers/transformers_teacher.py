@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, cast
@@ -51,7 +51,7 @@ class TransformersTeacher:
         compute = hardware.pick_dtype(dtype, device)
         self.tokenizer = torch_models.load_tokenizer(directory)
         self._model: PreTrainedModel | None = torch_models.load_model(directory, dtype=compute, device=device)
-        self.identity: dict[str, str | int | float] = {
+        self.identity: Mapping[str, str | int | float] = {
             "kind": "model",
             "model": sidecar.digest,
             "dtype": str(compute).removeprefix("torch."),
@@ -161,7 +161,7 @@ class TransformersTeacher:
 
     def _answer(self, request: Request, tokens: Sequence[int], records: Sequence[np.ndarray]) -> Answer:
         return Answer(
-            text=cast(str, self.tokenizer.decode(tokens, skip_special_tokens=True)),
+            text=cast(str, self.tokenizer.decode(list(tokens), skip_special_tokens=True)),
             finish_reason=STOP if tokens[-1] in self.end_tokens else "length",
             model=self._says,
             num_prompt_tokens=len(request.ids),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -17,6 +18,7 @@ from slmops import models, torch_models
 from slmops.cached_logits import record_dtype
 from slmops.errors import ConfigError, ModelError
 from slmops.teachers.interface import STOP, Answer, Decoding, Failure, Question
+from slmops.teachers.retokenizing import retokenizes
 from slmops.training.batches import encode
 
 if TYPE_CHECKING:
@@ -65,7 +67,7 @@ class VLLMTeacher:
         except (ValueError, RuntimeError) as error:
             raise ModelError(f"{directory} cannot be loaded by vLLM {vllm.__version__}: {error}") from error
         self.context_length = int(config.get("max_position_embeddings") or 1 << 30)
-        self.identity: dict[str, str | int | float] = {
+        self.identity: Mapping[str, str | int | float] = {
             "kind": "vllm",
             "model": sidecar.digest,
             "dtype": f"{dtype}, vllm {vllm.__version__}",
@@ -102,12 +104,8 @@ class VLLMTeacher:
         gc.collect()
 
     def retokenizes(self, question: Question, answer: Answer) -> bool:
-        """Whether the answer's text, put behind the prompt by the template, is the tokens that the teacher chose."""
-        messages = [dict(message) for message in question.messages]
-        prompt = encode(self.tokenizer, messages, to_answer=True)
-        whole = encode(self.tokenizer, [*messages, {"role": "assistant", "content": answer.text}], to_answer=False)
-        end = len(prompt) + len(answer.token_ids)
-        return whole[: len(prompt)] == prompt and tuple(whole[len(prompt) : end]) == answer.token_ids
+        """See `slmops.teachers.retokenizing`."""
+        return retokenizes(partial(encode, self.tokenizer), question, answer)
 
     def _parameters(self, question: Question, num_prompt_tokens: int) -> Any:
         decoding = self.decoding
@@ -129,7 +127,7 @@ class VLLMTeacher:
         if self.decoding.logits_top_k:
             records = records_of(completion.logprobs, self.decoding.logits_top_k)
         return Answer(
-            text=cast(str, self.tokenizer.decode(tokens, skip_special_tokens=True)),
+            text=cast(str, self.tokenizer.decode(list(tokens), skip_special_tokens=True)),
             finish_reason=completion.finish_reason,
             model=self._says,
             num_prompt_tokens=len(prompt),
