@@ -5,7 +5,8 @@
 The server is a double in a process of its own, kept to one core: it waits 200 ms and answers with a fixed text, so that
 the client is what is measured. With faults it refuses 10 % of the requests at once (429 with Retry-After: 1) and resets
 5 % after the latency. Ideal is 64 requests each 200 ms: 320 answers a second. Ours goes through the cache, as the step
-does: each answer is on disk before the next is taken.
+does: each answer is on disk before the next is taken. The bound is what bare sockets get, which neither read nor write
+JSON and know no faults: what is missing there, machine and double have lost.
 """
 
 from __future__ import annotations
@@ -132,6 +133,29 @@ def peer(url: str, count: int) -> int:
     return asyncio.run(main())
 
 
+def bound(url: str, count: int) -> int:
+    """What the double gives at most."""
+    port = int(url.rpartition(":")[2].partition("/")[0])
+    request = b"POST / HTTP/1.1\r\nContent-Length: 400\r\n\r\n" + b" " * 400
+    left = iter(range(count))
+
+    async def ask() -> int:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        answers = 0
+        for _ in left:
+            writer.write(request)
+            head = await reader.readuntil(b"\r\n\r\n")
+            await reader.readexactly(int(head.partition(b"Content-Length: ")[2].partition(b"\r\n")[0]))
+            answers += 1
+        writer.close()
+        return answers
+
+    async def together() -> int:
+        return sum(await asyncio.gather(*(ask() for _ in range(IN_FLIGHT))))
+
+    return asyncio.run(together())
+
+
 def main() -> None:
     """Run both in turns and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -143,7 +167,8 @@ def main() -> None:
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for fault, shares in FAULTS.items():
         for _ in range(arguments.rounds):
-            for name, run in (("slmops, with cache", ours), ("openai, asyncio", peer)):
+            bare = {"bare sockets (bound)": bound} if fault == "clean" else {}
+            for name, run in (bare | {"slmops, with cache": ours, "openai, asyncio": peer}).items():
                 with _server(*shares) as url:
                     before, started = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
                     answers = run(url, arguments.count)
