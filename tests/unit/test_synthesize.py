@@ -191,6 +191,7 @@ class TestSelfInstruct:
             ("7. Seven\n8. Eight", ["Seven", "Eight"]),
             ('1. "Quoted?"\n**2.** Bold', ["Quoted?", "Bold"]),
             ("1. Sort these:\n4. four\n5. five\n2. Next", ["Sort these:\n4. four\n5. five", "Next"]),
+            ("1. One\n\nin two parts\n2. Two\n\nHere they are again:\n1. One\n2. Two", ["One\n\nin two parts", "Two"]),
             ("- one\n- two", []),
             ("", []),
         ],
