@@ -1,6 +1,6 @@
 """synthesize: new prompts that are new, questions whose answers stand in their passages, and the end of it.
 
-`Scripted` is a double: a teacher whose answers a test writes. `test_a_real_model` asks a real one.
+`Scripted` is a double: a teacher whose answers a test writes. One test asks a real model.
 """
 
 from __future__ import annotations
@@ -191,6 +191,7 @@ class TestSelfInstruct:
             ("7. Seven\n8. Eight", ["Seven", "Eight"]),
             ('1. "Quoted?"\n**2.** Bold', ["Quoted?", "Bold"]),
             ("1. Sort these:\n4. four\n5. five\n2. Next", ["Sort these:\n4. four\n5. five", "Next"]),
+            ("1. One\n\nin two parts\n2. Two\n\nHere they are again:\n1. One\n2. Two", ["One\n\nin two parts", "Two"]),
             ("- one\n- two", []),
             ("", []),
         ],
@@ -391,6 +392,16 @@ class TestStep:
             self.run(monkeypatch, tmp_path, teacher, None, **fields)
             found = [row.provenance.sources[0] for row in read_records(tmp_path / "rows") if row.provenance]
             assert [source.partition("#")[0] for source in found] == names
+
+    def test_a_real_model_is_asked_and_its_answers_are_kept(self, tmp_path: Path, tiny_model: Path) -> None:
+        """A model of random parameters writes no list, but it is opened, asked and cached as any other is."""
+        seeds = write_dataset(tmp_path / "seeds", SEEDS)
+        settings = config(max_requests=2, max_new_tokens=8, dtype="float32")
+        for _ in range(2):
+            with pytest.raises(DataError, match=r"nothing usable in 2 requests \(dropped: "):
+                step.run(settings, seeds=seeds, teacher=tiny_model, rows=tmp_path / "rows")
+        (segment,) = (tmp_path / step.ANSWERS).rglob("*.jsonl")
+        assert len(segment.read_text().splitlines()) == 2, "the second run asked nothing"
 
     def test_no_rows_is_an_error_that_says_why(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         seeds = write_dataset(tmp_path / "seeds", SEEDS)

@@ -146,7 +146,10 @@ def _items(answer: Answer, desk: Desk) -> list[str]:
 
 
 def numbered_items(text: str) -> list[str]:
-    """The items of a numbered list, which may have several lines; numbers must follow each other."""
+    """The items of a numbered list, which may have several lines; numbers must follow each other.
+
+    What stands below an empty line after the last item is no part of it, but a remark.
+    """
     starts: list[tuple[int, int]] = []
     expected = None
     for found in _ITEM.finditer(text):
@@ -155,6 +158,7 @@ def numbered_items(text: str) -> list[str]:
             starts.append((found.start(), found.end()))
     ends = [*(start for start, _ in starts), len(text)][1:]
     items = [text[start:end].strip() for (_, start), end in zip(starts, ends, strict=True)]
+    items[-1:] = [re.split(r"\n[ \t]*\n", item)[0] for item in items[-1:]]
     return [item[1:-1] if len(item) > 2 and item[0] == item[-1] == '"' else item for item in items]
 
 
