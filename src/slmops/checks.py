@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from slmops.errors import ConfigError
-from slmops.languages import Languages
+from slmops.languages import LanguageFilter
 from slmops.records import ChatRecord
 from slmops.tasks.config import CheckSettings
 from slmops.tasks.extraction import check_schema, validator_of
@@ -68,7 +68,7 @@ class Checks:
             raise ConfigError(f"answer_schema: {error}") from None
         self._schema = validator_of(settings.answer_schema) if settings.answer_schema else None
         codes, confidence = settings.answer_languages, settings.min_language_confidence
-        self._languages = Languages(codes, confidence) if codes else None
+        self._languages = LanguageFilter(codes, confidence) if codes else None
 
     def reason(self, record: ChatRecord, text: str, agreement: float | None = None) -> str | None:
         """Why `text` is dropped as the answer to `record`, in a word to count by; None if it may stay.
@@ -90,7 +90,9 @@ class Checks:
             return "schema"
         if settings.drop_refusals and refuses(text, self._phrases):
             return "refusal"
-        return self._repetition(text) or (self._languages.reason(text) if self._languages else None)
+        if self._languages and self._languages.reason(text):
+            return "language"
+        return self._repetition(text)
 
     def _satisfies_schema(self, text: str) -> bool:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from slmops.errors import ConfigError
@@ -10,32 +11,45 @@ from slmops.errors import ConfigError
 if TYPE_CHECKING:
     from py3langid.langid import LanguageIdentifier
 
-MIN_LETTERS = 20
-"""A text with fewer letters says too little of its language."""
+MAX_LANGUAGE_CHARS = 2000
+"""More of a text does not make its language clearer."""
+
+NO_LANGUAGE = "zxx"
+"""Code of what is no language: code, formulas, names (ISO 639-2)."""
 
 
-class Languages:
-    """Tells texts in wanted languages from others, with py3langid (Lui and Baldwin 2012, 97 languages)."""
+class LanguageFilter:
+    """Only texts in one of `languages`, ISO 639-1 codes.
 
-    def __init__(self, codes: Sequence[str], min_confidence: float) -> None:
-        """Take ISO 639-1 codes, at least one, and the probability from 0 to 1 that a language must have.
+    Args:
+        min_confidence: How sure it must be that a text is in another language, 0.5 to 1; one that is too short or too
+            mixed to tell stays.
 
-        Raises:
-            ConfigError: a language is unknown.
-        """
-        from py3langid.langid import MODEL_FILE, LanguageIdentifier
+    Raises:
+        ConfigError: a language that cannot be recognised.
+    """
 
-        self._identifier: LanguageIdentifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
-        known = sorted({str(label) for label in self._identifier.labels})
-        if unknown := sorted(set(codes) - set(known)):
-            raise ConfigError(f"unknown languages {', '.join(unknown)}; choose among {', '.join(known)}")
-        self._codes, self._min_confidence = frozenset(codes), min_confidence
+    def __init__(self, languages: Sequence[str], min_confidence: float) -> None:
+        self.languages, self.min_confidence = frozenset(languages), min_confidence
+        unknown = sorted(self.languages - set(self._identifier.labels))
+        if unknown:
+            raise ConfigError(
+                f"languages must be ISO 639-1 codes such as en, de, fr, got {', '.join(map(repr, unknown))}"
+            )
 
     def reason(self, text: str) -> str | None:
-        """`language` or `language_unclear`; None for a text in a wanted language, and for one too short to tell."""
-        if sum(map(str.isalpha, text[:1000])) < MIN_LETTERS:
+        """`language de`, or None."""
+        ranking = self._identifier.rank(text[:MAX_LANGUAGE_CHARS])
+        language, likeliest = ranking[0]
+        if language in self.languages or language == NO_LANGUAGE:
             return None
-        code, confidence = self._identifier.classify(text)
-        if confidence < self._min_confidence:
-            return "language_unclear"
-        return None if code in self._codes else "language"
+        # The likeliest language against the wanted ones alone: among all languages even a clear text is spread over
+        # relatives (Dutch, Afrikaans), so its own probability says little about whether it is English.
+        wanted = sum(probability for code, probability in ranking if code in self.languages)
+        return f"language {language}" if likeliest >= self.min_confidence * (likeliest + wanted) else None
+
+    @cached_property
+    def _identifier(self) -> LanguageIdentifier:
+        from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+        return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)

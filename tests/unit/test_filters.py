@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slmops.errors import ConfigError
-from slmops.prepare_data.filters import LanguageFilter, LengthFilter, binary_reason, clean
+from slmops.languages import LanguageFilter
+from slmops.prepare_data.filters import LengthFilter, binary_reason, clean
 
 BANKING77 = Path(__file__).parents[3] / "shared" / "data" / "banking77" / "test.csv"
 

@@ -339,6 +339,7 @@ class TestStep:
         )
         assert facts == {"num_rows": 3, "num_requests": 1, "num_dropped_not_novel": 1}
         assert len(read_records(tmp_path / "rows")) == 3
+        assert {path.name for path in tmp_path.iterdir()} == {"seeds", "rows", step.ANSWERS}, "nothing else is left"
         assert artifacts.read(tmp_path / "rows").ancestors[0].kind == "chat_dataset"
 
     def test_nothing_is_asked_twice_after_a_kill(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,7 +41,7 @@ def generate_responses(
     max_loops: int = 8,
     max_repeated_fraction: float = 0.5,
     answer_languages: list[str] = [],  # noqa: B006
-    min_language_confidence: float = 0.5,
+    min_language_confidence: float = 0.9,
     task_settings: dict = {},  # noqa: B006
     max_rows: int = 1_000_000,
     num_shards: int = 1,

@@ -41,7 +41,7 @@ def synthesize(
     max_loops: int = 8,
     max_repeated_fraction: float = 0.5,
     answer_languages: list[str] = [],  # noqa: B006
-    min_language_confidence: float = 0.5,
+    min_language_confidence: float = 0.9,
     method: str = "self_instruct",
     num_rows: int = 1000,
     max_requests: int = 10_000,

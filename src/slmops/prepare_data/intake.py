@@ -13,10 +13,11 @@ import numpy as np
 import xxhash
 
 from slmops.errors import DataError
+from slmops.languages import LanguageFilter
 from slmops.prepare_data.chats import BadRow, ChatMaker, Messages, Recognised, as_dicts, ids_of, recognise
 from slmops.prepare_data.config import PrepareDataConfig
 from slmops.prepare_data.duplicates import SHINGLE_WORDS, MinHasher
-from slmops.prepare_data.filters import LanguageFilter, LengthFilter, binary_reason, clean
+from slmops.prepare_data.filters import LengthFilter, binary_reason, clean
 from slmops.prepare_data.readers import Row
 from slmops.prepare_data.sources import Source
 from slmops.prepare_data.splitting import SPLITS, UNDECIDED

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -64,6 +65,7 @@ def run(config: SynthesizeConfig, *, seeds: Path | None, teacher: Path | None, r
             num_rows = write_jsonl(draft.path / ROWS, _followed(made, config.num_rows, desk))
         _report(config, num_rows, desk)
         draft.facts |= facts(num_rows, desk)
+    shutil.rmtree(unfinished)
     return draft.sidecar
 
 

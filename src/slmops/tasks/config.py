@@ -32,9 +32,9 @@ class CheckSettings(Config):
     max_repeated_fraction: float = Field(default=0.5, ge=0, le=1)
     """Drop answers of which more than this share of words lies in runs of four that were said before; 1 drops none."""
     answer_languages: list[str] = Field(default=[])
-    """Drop answers in other languages, by ISO 639-1 code; empty takes all. Very short answers are in none."""
-    min_language_confidence: float = Field(default=0.5, ge=0, le=1)
-    """Drop answers whose language is less certain than this, if answer_languages names any."""
+    """Drop answers in other languages, by ISO 639-1 code; empty takes all."""
+    min_language_confidence: float = Field(default=0.9, ge=0.5, le=1)
+    """How sure it must be that an answer is in another language; one that is too short to tell stays."""
 
     @field_validator("answer_pattern", "forbidden_pattern")
     @classmethod
