@@ -1,9 +1,9 @@
 """A double of the part of vLLM's Python API that VLLMTeacher uses; vLLM itself needs a GPU and cannot run here.
 
-It follows vLLM's documentation (`LLM.generate` on token prompts with one `SamplingParams` each; `RequestOutput.outputs`;
-`CompletionOutput.token_ids` with the token that ended the answer; `logprobs` as one mapping from token to `Logprob` for
-each position: the likeliest, and the chosen one), and computes with the real model through transformers. It
-shows that our side of the interface holds, not that vLLM does.
+It follows vLLM's documentation (`LLM.generate` on token prompts, one `SamplingParams` each, `RequestOutput.outputs`,
+`CompletionOutput.token_ids` with the token that ended the answer, `logprobs` as one mapping from token to `Logprob` for
+each position: the likeliest, and the chosen one), and computes with the real model through transformers. It shows
+that our side of the interface holds, not that vLLM does.
 """
 
 from __future__ import annotations

@@ -100,7 +100,7 @@ def test_damaged_or_missing_descriptions_are_refused(tmp_path: Path) -> None:
         open_cached_logits(directory, 7)
     starts = np.load(directory / ROW_STARTS)
     np.save(directory / ROW_STARTS, starts + 1)
-    with pytest.raises(ArtifactError, match="does not fit logits.json"):
+    with pytest.raises(ArtifactError, match=r"does not fit logits\.json"):
         open_cached_logits(directory, 1)
     (directory / "logits.json").write_text('{"k": "many"}')
     with pytest.raises(ArtifactError, match=r"logits\.json: k: "):
@@ -111,9 +111,13 @@ def test_damaged_or_missing_descriptions_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_writer_that_fails_leaves_nothing_that_can_be_read(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), CachedLogitsWriter(tmp_path, info()) as writer:
-        writer.append(some_records(2))
-        raise KeyboardInterrupt
+    def interrupted() -> None:
+        with CachedLogitsWriter(tmp_path, info()) as writer:
+            writer.append(some_records(2))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     with pytest.raises(ArtifactError, match="half-written"):
         open_cached_logits(tmp_path, 1)
 
