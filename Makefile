@@ -73,7 +73,7 @@ clean: ## Remove the virtual environment and everything that runs have written
 # What slmops is measured against, in an environment of its own.
 .venv-bench/.done:
 	$(PYTHON) -m venv .venv-bench
-	.venv-bench/bin/python -m pip --disable-pip-version-check install --quiet 'datatrove[processing]==$(DATATROVE_VERSION)'
+	.venv-bench/bin/python -m pip --disable-pip-version-check install --quiet 'datatrove[io,processing]==$(DATATROVE_VERSION)'
 	@touch $@
 
 # checkov pins versions that clash with ours, so it has an environment of its own.

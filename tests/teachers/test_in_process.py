@@ -173,7 +173,7 @@ def test_questions_are_taken_as_they_are_needed(tiny_teacher: Path, train_rows: 
     for _ in range(10):
         next(found)
     assert taken <= 2 * 16 * 4
-    found.close()  # type: ignore[attr-defined]
+    found.close()
 
 
 def test_long_prompts_fail_and_long_answers_are_cut(tiny_teacher: Path, train_rows: Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from slmops import artifacts, torch_models
+from slmops import torch_models
 from slmops.cached_logits import DESCRIPTION, RECORDS, ROW_STARTS, open_cached_logits
 from slmops.errors import DataError
 from slmops.generate_responses import run as step

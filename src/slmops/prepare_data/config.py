@@ -44,7 +44,7 @@ class PrepareDataConfig(Config):
     max_chars: int = Field(default=1_000_000, ge=1)
     """Rows whose turns together have more characters are set aside."""
     tokenizer_uri: str = Field(default=NO_TOKENIZER, min_length=1)
-    """The student's model directory, a path or s3://bucket/prefix, whose tokenizer counts tokens; `none` counts none."""
+    """The student's model, a path or s3://bucket/prefix, whose tokenizer counts tokens; `none` counts none."""
     max_tokens: int = Field(default=1_000_000, ge=1)
     """Rows of more tokens are set aside; only with a tokenizer."""
     near_duplicates: Literal["off", "report", "remove"] = "report"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,7 +69,7 @@ class GenAITeacher:
         }
         self._says = f"{directory.name}@{digest[:12]}"
 
-    def answer(self, questions: Iterable[Question]) -> Iterator[tuple[Question, Answer | Failure]]:
+    def answer(self, questions: Iterable[Question]) -> Generator[tuple[Question, Answer | Failure]]:
         """See `slmops.teachers.interface.Teacher`."""
         remaining = iter(questions)
         while window := list(islice(remaining, BATCHES_AHEAD * self.batch_size)):

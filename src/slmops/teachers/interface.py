@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -86,7 +86,7 @@ class Teacher(Protocol):
     def identity(self) -> Mapping[str, str | int | float]:
         """What decides about its answers beside `Decoding`: digest or address, compute type, template."""
 
-    def answer(self, questions: Iterable[Question]) -> Iterator[tuple[Question, Answer | Failure]]:
+    def answer(self, questions: Iterable[Question]) -> Generator[tuple[Question, Answer | Failure]]:
         """Answer `questions`, in any order, as answers come; takes no more of them ahead than it works on.
 
         Raises:

@@ -109,15 +109,18 @@ def ask(teacher: Teacher, cache: AnswerCache, questions: Iterable[Question], pro
                 on_their_way.add(question.key)
                 yield question
 
-    for question, answer in teacher.answer(missing()):
-        on_their_way.remove(question.key)
-        if isinstance(answer, Answer):
-            cache.put(question.key, answer)
-            asked.num_answers += 1
-            asked.num_tokens += answer.num_tokens
-        else:
-            if answer.reason not in asked.failures:
-                log.warning("no answer from %s: %s: %s", teacher.name, answer.reason, answer.detail)
-            asked.failures[answer.reason] += 1
-        progress.advance()
+    # Closed at once if this fails (a full disk, say): else what is on its way goes on being sent, and paid.
+    answers = teacher.answer(missing())
+    with closing(answers):
+        for question, answer in answers:
+            on_their_way.remove(question.key)
+            if isinstance(answer, Answer):
+                cache.put(question.key, answer)
+                asked.num_answers += 1
+                asked.num_tokens += answer.num_tokens
+            else:
+                if answer.reason not in asked.failures:
+                    log.warning("no answer from %s: %s: %s", teacher.name, answer.reason, answer.detail)
+                asked.failures[answer.reason] += 1
+            progress.advance()
     return asked

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, cast
@@ -69,7 +69,7 @@ class TransformersTeacher:
             log.info("teacher %s is decoded by its own generate, which is slower: %s", name, reason)
         log.info("teacher %s on %s", name, hardware.describe(device, compute))
 
-    def answer(self, questions: Iterable[Question]) -> Iterator[tuple[Question, Answer | Failure]]:
+    def answer(self, questions: Iterable[Question]) -> Generator[tuple[Question, Answer | Failure]]:
         """See `slmops.teachers.interface.Teacher`."""
         asked: dict[int, Question] = {}
         failed: list[tuple[Question, Failure]] = []

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -18,7 +17,6 @@ from slmops import models, torch_models
 from slmops.cached_logits import record_dtype
 from slmops.errors import ConfigError, ModelError
 from slmops.teachers.interface import STOP, Answer, Decoding, Failure, Question
-from slmops.teachers.retokenizing import retokenizes
 from slmops.training.batches import encode
 
 if TYPE_CHECKING:
@@ -76,7 +74,7 @@ class VLLMTeacher:
         }
         self._says = f"{sidecar.facts.get('source', directory.name)}@{sidecar.digest[:12]}"
 
-    def answer(self, questions: Iterable[Question]) -> Iterator[tuple[Question, Answer | Failure]]:
+    def answer(self, questions: Iterable[Question]) -> Generator[tuple[Question, Answer | Failure]]:
         """See `slmops.teachers.interface.Teacher`."""
         remaining = iter(questions)
         while window := list(islice(remaining, QUESTIONS_AHEAD)):
@@ -102,10 +100,6 @@ class VLLMTeacher:
         """Give the memory back."""
         self._llm = None
         gc.collect()
-
-    def retokenizes(self, question: Question, answer: Answer) -> bool:
-        """See `slmops.teachers.retokenizing`."""
-        return retokenizes(partial(encode, self.tokenizer), question, answer)
 
     def _parameters(self, question: Question, num_prompt_tokens: int) -> Any:
         decoding = self.decoding
