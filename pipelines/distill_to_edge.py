@@ -28,7 +28,7 @@ def distill_to_edge(recipe: Recipe) -> GraphComponent:
         """Fine-tune a teacher, distill a student from it, quantize, judge and publish it.
 
         Args:
-            data_uri: A .jsonl, .csv or .parquet file: a local path or s3://bucket/key.
+            data_uri: A .jsonl, .json, .csv or .parquet file or a folder of them; hf://datasets/owner/name.
             base_model_uri: The model that the teacher starts from: a Hugging Face directory.
             store_uri: Where releases go: s3://bucket/prefix, or a local folder.
             channel: The channel (a pool of edge nodes) that is pointed to the release.

@@ -28,7 +28,7 @@ def endpoint_to_edge(recipe: Recipe) -> GraphComponent:
         """Ask a teacher behind an endpoint, fine-tune a model on its answers, quantize, judge and publish it.
 
         Args:
-            data_uri: A .jsonl, .csv or .parquet file: a local path or s3://bucket/key.
+            data_uri: A .jsonl, .json, .csv or .parquet file or a folder of them; hf://datasets/owner/name.
             base_model_uri: The student to start from: a Hugging Face directory.
             endpoint_url: The teacher: the base address of a server with the OpenAI chat API, such as https://host/v1.
             store_uri: Where releases go: s3://bucket/prefix, or a local folder.

@@ -26,7 +26,7 @@ def finetune_to_edge(recipe: Recipe) -> GraphComponent:
         """Fine-tune a model, quantize, judge and publish it.
 
         Args:
-            data_uri: A .jsonl, .csv or .parquet file: a local path or s3://bucket/key.
+            data_uri: A .jsonl, .json, .csv or .parquet file or a folder of them; hf://datasets/owner/name.
             base_model_uri: The model to start from: a Hugging Face directory.
             store_uri: Where releases go: s3://bucket/prefix, or a local folder.
             channel: The channel (a pool of edge nodes) that is pointed to the release.

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from slmops import __version__, artifacts
-from slmops.artifacts import SIDECAR, Sidecar
+from slmops.artifacts import SIDECAR, Kind, Sidecar
 from slmops.errors import ArtifactError, ModelError, explain_os_errors
 
 WEIGHTS = "model.safetensors"
@@ -41,15 +41,33 @@ def open_model(path: Path) -> Sidecar:
     _check_weights(path)
     if not (path / "tokenizer.json").is_file():
         raise ModelError(f"{path} has no tokenizer.json; save the model's tokenizer into the same directory")
+    return _imported(path, "hf_model", {"model_type": config.get("model_type", "unknown")})
+
+
+def open_variant(path: Path) -> Sidecar:
+    """A sidecar made from the files of one quantized variant's directory.
+
+    Raises:
+        ArtifactError: it is no directory of ONNX Runtime GenAI.
+    """
+    if not (path / "genai_config.json").is_file():
+        raise ArtifactError(
+            f"{path} has no genai_config.json; give one variant's directory, such as cpu-int4 in what quantize wrote"
+        )
+    return _imported(path, "variants", {})
+
+
+def _imported(path: Path, kind: Kind, facts: dict[str, Any]) -> Sidecar:
+    """The sidecar of files that no step of slmops has written one for."""
     files = tuple(artifacts.list_files(path))
     return Sidecar(
-        kind="hf_model",
+        kind=kind,
         digest=artifacts.digest_of(files),
         step="import",
         created_at=datetime.fromtimestamp(max((path / f.path).stat().st_mtime for f in files), UTC),
         duration_s=0.0,
         slmops_version=__version__,
-        facts={"source": path.name, "model_type": config.get("model_type", "unknown")},
+        facts={"source": path.name, **facts},
         files=files,
     )
 

@@ -10,11 +10,13 @@ import torch
 
 from slmops import torch_models
 from slmops.cached_logits import DESCRIPTION, RECORDS, ROW_STARTS, open_cached_logits
-from slmops.errors import DataError
+from slmops.errors import ArtifactError, DataError
 from slmops.generate_responses import run as step
 from slmops.generate_responses.config import GenerateResponsesConfig
 from slmops.merge_responses.config import MergeResponsesConfig
 from slmops.merge_responses.run import run as merge
+from slmops.quantize.config import QuantizeConfig
+from slmops.quantize.run import run as quantize
 from slmops.records import ROWS, read_records
 from slmops.teachers.cache import AnswerCache
 from slmops.teachers.interface import Answer
@@ -77,6 +79,18 @@ def test_answers_survive_a_stop(
     facts = step.run(quick(batch_size=3, logits_top_k=4), **inputs).facts
     assert (facts["num_asked"], facts["num_prompts"]) == (24 - 9, 24)
     assert open_cached_logits(tmp_path / "responses", facts["num_rows"]).info.k == 4
+
+
+def test_a_quantized_variant_is_a_teacher(tiny_teacher: Path, train_rows: Path, tmp_path: Path) -> None:
+    """Most of its answers are those of the model that it was made of."""
+    quantize(QuantizeConfig(), model=tiny_teacher, variants=tmp_path / "variants")
+    inputs = {"prompts": train_rows, "responses": tmp_path / "responses"}
+    config = quick(teacher_kind="genai", logits_top_k=4)
+    sidecar = step.run(config, teacher=tmp_path / "variants" / "cpu-int4", **inputs)
+    assert sidecar.facts["num_rows"] >= 16, sidecar.facts
+    assert open_cached_logits(tmp_path / "responses", sidecar.facts["num_rows"]).info.k == 4
+    with pytest.raises(ArtifactError, match=r"has no genai_config\.json; give one variant's directory"):
+        step.run(config, teacher=tiny_teacher, **inputs)
 
 
 def test_the_logits_of_shards_make_those_of_the_whole(tiny_teacher: Path, train_rows: Path, tmp_path: Path) -> None:

@@ -58,7 +58,10 @@ def run(config: GenerateResponsesConfig, *, prompts: Path, teacher: Path | None,
     source = artifacts.expect(prompts, "chat_dataset")
     with ExitStack() as stack:
         directories = _fetch_models(config, teacher, responses, stack)
-        parents = [source, *(models.open_model(directory) for directory in directories.values())]
+        parents = [
+            source,
+            *(_sidecar(spec, directories[spec.name]) for spec in config.teachers() if spec.name in directories),
+        ]
         session = Session(config, Prompts.of_shard(config, prompts, source), directories, work_root(responses), stack)
         with artifacts.writing(responses, kind="responses", step=STEP, config=config, parents=parents) as draft:
             started = time.monotonic()
@@ -216,6 +219,10 @@ def _fetch_models(
                 "teacher_kind=endpoint"
             )
     return directories
+
+
+def _sidecar(spec: TeacherSpec, directory: Path) -> Sidecar:
+    return models.open_variant(directory) if spec.kind == "genai" else models.open_model(directory)
 
 
 def _write(draft: Draft, session: Session) -> None:
