@@ -1,0 +1,214 @@
+"""Answers to prompts on a CPU: our engine beside `transformers.generate` at its own best batch size.
+
+    python -m tests.benchmarks.generation --model DIRECTORY --rows DIRECTORY/rows.jsonl
+
+Each side runs in a process of its own, as a user would run it, and they take turns: the peer, ours without drafts, with
+drafts, and with log-probabilities kept. What is reported is the median of the ratios of neighbouring runs, so that
+other load on the machine falls on both. The peer answers prompts sorted by length (all at once, which spares it
+padding), at the batch size that was fastest for it in a first pass over a sample.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+PEER_BATCH_SIZES = (1, 8, 32, 64, 128)
+MAX_NEW_TOKENS = 64
+TOP_K = 64
+
+Answers = dict[int, list[int]]
+
+
+def read_conversations(path: Path, count: int) -> list[list[dict[str, str]]]:
+    with open(path, encoding="utf-8") as lines:
+        return [json.loads(line)["messages"] for _, line in zip(range(count), lines, strict=False)]
+
+
+class Peer:
+    """transformers' own generate."""
+
+    def __init__(self, model: Path, conversations: Sequence[list[dict[str, str]]], dtype: str) -> None:
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(model, padding_side="left")
+        if self.tokenizer.pad_token is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        self.model: Any = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype)).eval()
+        self.prompts = [
+            self.tokenizer.apply_chat_template(turns[:-1], add_generation_prompt=True, tokenize=False)
+            for turns in conversations
+        ]
+
+    def answer(self, batch_size: int, numbers: Sequence[int]) -> Answers:
+        import torch
+
+        order = sorted(numbers, key=lambda number: len(self.tokenizer(self.prompts[number])["input_ids"]))
+        found: Answers = {}
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            inputs = self.tokenizer(
+                [self.prompts[number] for number in batch], return_tensors="pt", padding=True, add_special_tokens=False
+            )
+            with torch.inference_mode():
+                output = self.model.generate(
+                    **inputs,
+                    max_new_tokens=MAX_NEW_TOKENS,
+                    do_sample=False,
+                    temperature=None,
+                    top_p=None,
+                    top_k=None,
+                    pad_token_id=self.tokenizer.pad_token_id,
+                )
+            end = self.tokenizer.eos_token_id
+            for number, row in zip(batch, output[:, inputs["input_ids"].shape[1] :].tolist(), strict=True):
+                found[number] = row[: row.index(end) + 1] if end in row else row
+        return found
+
+
+class Ours:
+    """TransformersTeacher."""
+
+    def __init__(self, model: Path, conversations: Sequence[list[dict[str, str]]], dtype: str) -> None:
+        from slmops.teachers.interface import Decoding
+        from slmops.teachers.transformers_teacher import TransformersTeacher
+
+        self.conversations = conversations
+        self.teacher = TransformersTeacher(
+            "ours", Decoding(MAX_NEW_TOKENS), directory=model, batch_size=max(PEER_BATCH_SIZES), dtype=dtype
+        )
+
+    def answer(self, mode: str, numbers: Sequence[int]) -> Answers:
+        from dataclasses import replace
+
+        from slmops.teachers.interface import Answer, Question
+
+        top_k = TOP_K if mode == "logits" else 0
+        self.teacher.decoding = replace(self.teacher.decoding, logits_top_k=top_k)
+        asked = [
+            Question(
+                f"{number:032x}",
+                tuple(self.conversations[number][:-1]),
+                number,
+                self.conversations[number][-1]["content"] if mode == "drafts" else "",
+            )
+            for number in numbers
+        ]
+        found: Answers = {}
+        for question, answer in self.teacher.answer(asked):
+            assert isinstance(answer, Answer)
+            found[int(question.key, 16)] = list(answer.token_ids)
+        return found
+
+
+def serve(connection: Connection, side: str, model: Path, rows: Path, count: int, dtype: str, threads: int) -> None:
+    """Answer as told, until told nothing more."""
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    import torch
+
+    torch.set_num_threads(threads)
+    conversations = read_conversations(rows, count)
+    worker: Any = (Peer if side == "peer" else Ours)(model, conversations, dtype)
+    connection.send(None)
+    while (task := connection.recv()) is not None:
+        how, numbers = task
+        started = time.perf_counter()
+        answers = worker.answer(how, numbers)
+        connection.send((time.perf_counter() - started, answers))
+
+
+@contextmanager
+def worker(*arguments: Any) -> Iterator[Connection]:
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=serve, args=(there, *arguments), daemon=True)
+    process.start()
+    here.recv()
+    yield here
+    here.send(None)
+    process.join()
+
+
+def ask(connection: Connection, how: object, numbers: Sequence[int]) -> tuple[float, Answers]:
+    connection.send((how, list(numbers)))
+    seconds, answers = connection.recv()
+    return seconds, answers
+
+
+def best_batch_size(peer: Connection, count: int, dtype: str) -> int:
+    """The peer's fastest, by a sample of prompts of all lengths; large batches have two passes of their own size."""
+    rates = {}
+    ask(peer, 8, range(8))  # what is allocated once
+    for size in PEER_BATCH_SIZES:
+        sample = range(min(count, max(8, 2 * size)))
+        seconds, _ = ask(peer, size, sample)
+        rates[size] = len(sample) / seconds
+        print(
+            f"{dtype}: transformers.generate, batches of {size}: {rates[size]:.2f} prompts/s",
+            file=sys.stderr,
+            flush=True,
+        )
+    return max(rates, key=lambda size: rates[size])
+
+
+def compare(dtype: str, options: argparse.Namespace) -> list[str]:
+    """Rows of the table for one compute type."""
+    common = (options.model, options.rows, options.prompts, dtype, options.threads)
+    modes = ("plain", "drafts", "logits")
+    seconds: dict[str, list[float]] = {mode: [] for mode in ("peer", *modes)}
+    same: dict[str, list[float]] = {mode: [] for mode in modes}
+    numbers = range(options.prompts)
+    with worker("peer", *common) as peer, worker("ours", *common) as ours:
+        size = best_batch_size(peer, options.prompts, dtype)
+        ask(ours, "plain", range(8))
+        for round_ in range(options.rounds):
+            took, expected = ask(peer, size, numbers)
+            seconds["peer"].append(took)
+            for mode in modes:
+                took, found = ask(ours, mode, numbers)
+                seconds[mode].append(took)
+                same[mode].append(sum(found[number] == expected[number] for number in numbers) / len(numbers))
+            rates = ", ".join(f"{mode} {options.prompts / values[-1]:.2f}" for mode, values in seconds.items())
+            print(f"{dtype}, round {round_ + 1}: {rates} prompts/s", file=sys.stderr, flush=True)
+    lines = [f"| {dtype} | transformers.generate, batches of {size} | {rate(seconds['peer'], options):.2f} | 1 | |"]
+    names = {"plain": "ours", "drafts": "ours, the labels as drafts", "logits": f"ours, top {TOP_K} kept, no drafts"}
+    for mode in modes:
+        ratios = [one / other for one, other in zip(seconds["peer"], seconds[mode], strict=True)]
+        lines.append(
+            f"| {dtype} | {names[mode]} | {rate(seconds[mode], options):.2f} | {statistics.median(ratios):.2f} "
+            f"({min(ratios):.2f} to {max(ratios):.2f}) | {statistics.mean(same[mode]):.1%} |"
+        )
+    return lines
+
+
+def rate(seconds: Sequence[float], options: argparse.Namespace) -> float:
+    return float(options.prompts / statistics.median(seconds))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True, help="Hugging Face directory")
+    parser.add_argument("--rows", type=Path, required=True, help="chat records, rows.jsonl")
+    parser.add_argument("--prompts", type=int, default=512)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"])
+    options = parser.parse_args()
+    lines = [line for dtype in options.dtype for line in compare(dtype, options)]
+    print("| compute type | | prompts/s | times as fast | same answer |\n| --- | --- | --- | --- | --- |")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
