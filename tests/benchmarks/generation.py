@@ -3,9 +3,11 @@
     python -m tests.benchmarks.generation --model DIRECTORY --rows DIRECTORY/rows.jsonl
 
 Each side runs in a process of its own, as a user would run it, and they take turns: the peer, ours without drafts, with
-drafts, and with log-probabilities kept. What is reported is the median of the ratios of neighbouring runs, so that
-other load on the machine falls on both. The peer answers prompts sorted by length (all at once, which spares it
-padding), at the batch size that was fastest for it in a first pass over a sample.
+drafts, and with log-probabilities kept. What is reported is the median of the ratios within a round, so that other load
+on the machine falls on both; with two compute types, ours in the last is also set beside the peer in the first.
+
+The peer answers prompts sorted by length (all of them, which spares it padding), at the batch size that was fastest for
+it in a first pass over a sample. Ours takes them as they come.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from typing import Any
 PEER_BATCH_SIZES = (1, 8, 32, 64, 128)
 MAX_NEW_TOKENS = 64
 TOP_K = 64
+MODES = {"plain": "ours", "drafts": "ours, labels as drafts", "logits": f"ours, top {TOP_K} kept"}
 
 Answers = dict[int, list[int]]
 
@@ -162,38 +165,44 @@ def best_batch_size(peer: Connection, count: int, dtype: str) -> int:
     return max(rates, key=lambda size: rates[size])
 
 
-def compare(dtype: str, options: argparse.Namespace) -> list[str]:
-    """Rows of the table for one compute type."""
-    common = (options.model, options.rows, options.prompts, dtype, options.threads)
-    modes = ("plain", "drafts", "logits")
-    seconds: dict[str, list[float]] = {mode: [] for mode in ("peer", *modes)}
-    same: dict[str, list[float]] = {mode: [] for mode in modes}
+def measure(options: argparse.Namespace) -> list[str]:
+    """Rows of the table. Every round has all sides once, one behind the other."""
     numbers = range(options.prompts)
-    with worker("peer", *common) as peer, worker("ours", *common) as ours:
-        size = best_batch_size(peer, options.prompts, dtype)
-        ask(ours, "plain", range(8))
+    seconds: dict[tuple[str, str], list[float]] = {}
+    answers: dict[tuple[str, str], Answers] = {}
+    with ExitStack() as stack:
+        workers = {
+            (side, dtype): stack.enter_context(
+                worker(side, options.model, options.rows, options.prompts, dtype, options.threads)
+            )
+            for dtype in options.dtype
+            for side in ("peer", "ours")
+        }
+        sizes = {dtype: best_batch_size(workers["peer", dtype], options.prompts, dtype) for dtype in options.dtype}
+        for dtype in options.dtype:
+            ask(workers["ours", dtype], "plain", range(8))
         for round_ in range(options.rounds):
-            took, expected = ask(peer, size, numbers)
-            seconds["peer"].append(took)
-            for mode in modes:
-                took, found = ask(ours, mode, numbers)
-                seconds[mode].append(took)
-                same[mode].append(sum(found[number] == expected[number] for number in numbers) / len(numbers))
-            rates = ", ".join(f"{mode} {options.prompts / values[-1]:.2f}" for mode, values in seconds.items())
-            print(f"{dtype}, round {round_ + 1}: {rates} prompts/s", file=sys.stderr, flush=True)
-    lines = [f"| {dtype} | transformers.generate, batches of {size} | {rate(seconds['peer'], options):.2f} | 1 | |"]
-    names = {"plain": "ours", "drafts": "ours, the labels as drafts", "logits": f"ours, top {TOP_K} kept, no drafts"}
-    for mode in modes:
-        ratios = [one / other for one, other in zip(seconds["peer"], seconds[mode], strict=True)]
-        lines.append(
-            f"| {dtype} | {names[mode]} | {rate(seconds[mode], options):.2f} | {statistics.median(ratios):.2f} "
-            f"({min(ratios):.2f} to {max(ratios):.2f}) | {statistics.mean(same[mode]):.1%} |"
-        )
+            for dtype in options.dtype:
+                for how in ("peer", *MODES):
+                    side, told = ("peer", sizes[dtype]) if how == "peer" else ("ours", how)
+                    took, answers[how, dtype] = ask(workers[side, dtype], told, numbers)
+                    seconds.setdefault((how, dtype), []).append(took)
+                rates = [f"{how} {options.prompts / seconds[how, dtype][-1]:.2f}" for how in ("peer", *MODES)]
+                print(f"{dtype}, round {round_ + 1}: {', '.join(rates)} prompts/s", file=sys.stderr, flush=True)
+
+    def line(how: str, dtype: str, base: tuple[str, str]) -> str:
+        ratios = [one / other for one, other in zip(seconds[base], seconds[how, dtype], strict=True)]
+        same = sum(answers[how, dtype][number] == answers[base][number] for number in numbers) / len(numbers)
+        speed = options.prompts / statistics.median(seconds[how, dtype])
+        name = f"`transformers.generate`, batches of {sizes[dtype]}" if how == "peer" else MODES[how]
+        times = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})" if how != "peer" else "1"
+        return f"| {base[1]} | {dtype} | {name} | {speed:.2f} | {times} | {same:.1%} |"
+
+    lines = [line(how, dtype, ("peer", dtype)) for dtype in options.dtype for how in ("peer", *MODES)]
+    if len(options.dtype) > 1:
+        first, last = options.dtype[0], options.dtype[-1]
+        lines += [line(how, last, ("peer", first)) for how in MODES]
     return lines
-
-
-def rate(seconds: Sequence[float], options: argparse.Namespace) -> float:
-    return float(options.prompts / statistics.median(seconds))
 
 
 def main() -> None:
@@ -205,8 +214,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"])
     options = parser.parse_args()
-    lines = [line for dtype in options.dtype for line in compare(dtype, options)]
-    print("| compute type | | prompts/s | times as fast | same answer |\n| --- | --- | --- | --- | --- |")
+    lines = measure(options)
+    print("| peer in | in | | prompts/s | times the peer | same answer |\n| --- | --- | --- | --- | --- | --- |")
     print("\n".join(lines))
 
 
