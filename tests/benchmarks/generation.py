@@ -1,6 +1,9 @@
 """Answers to prompts on a CPU: our engine beside `transformers.generate` at its own best batch size.
 
-    python -m tests.benchmarks.generation --model DIRECTORY --rows DIRECTORY/rows.jsonl
+    python -m tests.benchmarks.generation [--model DIRECTORY --rows DIRECTORY/rows.jsonl]
+
+Without them, the teacher and the prompts of the last `make demo` are taken; where there was none, SmolLM2 itself, which
+has not learned to answer them.
 
 Each side runs in a process of its own, as a user would run it, and they take turns: the peer, ours without drafts, with
 drafts, and with log-probabilities kept. What is reported is the median of the ratios within a round, so that other load
@@ -28,6 +31,7 @@ from typing import Any
 PEER_BATCH_SIZES = (1, 8, 32, 64, 128)
 MAX_NEW_TOKENS = 64
 TOP_K = 64
+DEMO = Path(".work/demo")
 MODES = {"plain": "ours", "drafts": "ours, labels as drafts", "logits": f"ours, top {TOP_K} kept"}
 
 Answers = dict[int, list[int]]
@@ -36,6 +40,26 @@ Answers = dict[int, list[int]]
 def read_conversations(path: Path, count: int) -> list[list[dict[str, str]]]:
     with open(path, encoding="utf-8") as lines:
         return [json.loads(line)["messages"] for _, line in zip(range(count), lines, strict=False)]
+
+
+def teacher_of_the_demo() -> tuple[Path, Path]:
+    """Model and rows of the last run of the demo, or SmolLM2 and the demo's prompts."""
+    from slmops.demo.building_commands import make_rows
+    from slmops.demo.models import fetch_smollm2
+    from slmops.demo.run import SYSTEM_PROMPT
+
+    runs = sorted(DEMO.glob("full/run/artifacts/*/finetune/model/slmops.json"), key=lambda path: path.stat().st_mtime)
+    for run in (path.parents[2] for path in reversed(runs)):
+        if (rows := run / "prepare-data/train/rows.jsonl").is_file():
+            return run / "finetune/model", rows
+    print(f"no teacher below {DEMO}; taking SmolLM2 as it is", file=sys.stderr)
+    rows = DEMO / "prompts.jsonl"
+    rows.parent.mkdir(parents=True, exist_ok=True)
+    with open(rows, "w", encoding="utf-8") as lines:
+        for row in make_rows(2000):
+            turns = (("system", SYSTEM_PROMPT), ("user", row["request"]), ("assistant", row["command"]))
+            lines.write(json.dumps({"messages": [{"role": role, "content": text} for role, text in turns]}) + "\n")
+    return fetch_smollm2(DEMO / "models"), rows
 
 
 class Peer:
@@ -207,13 +231,15 @@ def measure(options: argparse.Namespace) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True, help="Hugging Face directory")
-    parser.add_argument("--rows", type=Path, required=True, help="chat records, rows.jsonl")
+    parser.add_argument("--model", type=Path, help="Hugging Face directory")
+    parser.add_argument("--rows", type=Path, help="chat records, rows.jsonl")
     parser.add_argument("--prompts", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"])
     options = parser.parse_args()
+    if options.model is None or options.rows is None:
+        options.model, options.rows = teacher_of_the_demo()
     lines = measure(options)
     print("| peer in | in | | prompts/s | times the peer | same answer |\n| --- | --- | --- | --- | --- | --- |")
     print("\n".join(lines))
