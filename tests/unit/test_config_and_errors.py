@@ -64,15 +64,17 @@ def test_every_setting_says_what_it_is_and_fits_a_kfp_parameter(config: type[Con
         assert field.description, f"{config.__name__}.{name} has no line that says what it is"
         assert "\n" not in field.description.strip(), f"{config.__name__}.{name}"
         for scalar in scalars(field.annotation):
-            assert scalar in (int, float, str, bool), f"{config.__name__}.{name}: {scalar} is no scalar"
+            assert scalar in (int, float, str, bool, dict), f"{config.__name__}.{name}: {scalar} fits no KFP parameter"
 
 
 def scalars(annotation: object) -> list[object]:
-    """The types that a field may hold, those in a list or Literal among them."""
+    """The types that a field may hold, those in a list or Literal among them; settings within settings are a dict."""
     if get_origin(annotation) is Literal:
         return [type(value) for value in get_args(annotation)]
     if get_origin(annotation) is list:
         return [scalar for item in get_args(annotation) for scalar in scalars(item)]
+    if get_origin(annotation) is dict or (isinstance(annotation, type) and issubclass(annotation, Config)):
+        return [dict]
     return [annotation]
 
 

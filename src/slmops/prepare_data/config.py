@@ -16,13 +16,11 @@ class PrepareDataConfig(Config):
     """From raw rows to chat records in three splits."""
 
     source_uri: str = Field(min_length=1)
-    """A .jsonl, .json, .csv or .parquet file (path or s3://bucket/key), a folder of them or one that `datasets` saved,
-    or hf://datasets/owner/name."""
+    """A .jsonl, .json, .csv or .parquet file, also on s3://; a folder of them, or that `datasets` saved; hf://datasets/..."""
     source_version: str = Field(default="unknown", min_length=1)
     """The data's version, as preflight finds it; KFP's cache sees a new one, and with `unknown` only a new URI."""
     layout: Literal["auto", "messages", "sharegpt", "alpaca", "columns"] = "auto"
-    """`messages`, `sharegpt`: rows hold a chat; `alpaca`: instruction, input, output; `columns`: templates make a chat;
-    `auto`: by the columns of the first row."""
+    """`messages`, `sharegpt`: a chat; `alpaca`: instruction, input, output; `columns`: by templates; `auto`: by first row."""
     prompt_template: str = Field(default="{prompt}", min_length=1)
     """The user's turn, with column names in braces."""
     completion_template: str = Field(default="{completion}", min_length=1)
