@@ -15,7 +15,7 @@ class EvaluateConfig(Config):
     variant: str = Field(default="full_precision", pattern=r"^[a-z0-9_-]+$")
     """`full_precision` for a Hugging Face directory, else the name of a quantized variant such as `cpu-int4`."""
     match: Literal["exact", "json", "task"] = "exact"
-    """When an answer is right: `exact`: same text but for outer white space; `json`: same JSON value; `task`: by its task."""
+    """When an answer is right: `exact`: same text but for outer space; `json`: same JSON value; `task`: by its task."""
     task_settings: dict[str, Any] = Field(default={})
     """Settings of tasks by name, for match=task: `{"classification": {"labels": ["yes", "no"]}}`."""
     max_rows: int = Field(default=1_000_000, ge=1)

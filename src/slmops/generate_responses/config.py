@@ -32,7 +32,7 @@ class GenerateResponsesConfig(CheckSettings, TeacherSettings):
     num_samples: int = Field(default=1, ge=1, le=64)
     """Answers asked for each prompt, of which one is kept; more than one needs decoding=sample."""
     choose_by: Literal["first", "agreement", "judge"] = "first"
-    """Which is kept: the `first` that passes the checks, by `agreement` of most, or the one that a `judge` rates highest."""
+    """Which is kept: the `first` that passes the checks, by `agreement` of most, or what a `judge` rates highest."""
     min_agreement_fraction: float = Field(default=0.0, ge=0, le=1)
     """With choose_by=agreement: drop a prompt if a smaller share of its answers agrees, 0 to 1."""
     judge: str = Field(default=FIRST_TEACHER, min_length=1)

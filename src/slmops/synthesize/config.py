@@ -16,7 +16,7 @@ class SynthesizeConfig(CheckSettings, TeacherSettings):
     """A teacher writes prompts, from seeds or from documents, and answers them."""
 
     method: Literal["self_instruct", "documents"] = "self_instruct"
-    """`self_instruct`: new prompts after seeds; `documents`: questions about passages, with answers that stand in them."""
+    """`self_instruct`: new prompts after seeds; `documents`: questions on passages, with answers that stand in them."""
     num_rows: int = Field(default=1000, ge=1, le=10_000_000)
     """Stop at this many rows; fewer if max_requests or the documents end first."""
     max_requests: int = Field(default=10_000, ge=1)

@@ -20,7 +20,7 @@ class TeacherSpec(Config):
     name: str = Field(default="teacher", pattern=r"^[a-z0-9][a-z0-9_.-]{0,62}$")
     """What rows and counts call it."""
     kind: Literal["model", "genai", "vllm", "endpoint"] = "model"
-    """`model`: by transformers; `vllm`: by vLLM; `genai`: a variant by ONNX Runtime; `endpoint`: a server with OpenAI API."""
+    """`model`: by transformers; `vllm`: by vLLM; `genai`: by ONNX Runtime; `endpoint`: a server with OpenAI API."""
     model_uri: str = Field(default=INPUT, min_length=1)
     """Its directory, a local path or s3://bucket/prefix; `input` for the step's input artifact. Not for endpoints."""
     endpoint_url: str = Field(default="http://localhost:8000/v1", pattern=r"^https?://[^\s@]+$")
@@ -39,7 +39,7 @@ class TeacherSettings(Config):
     """Teachers of a step, what they may use, and what they may cost."""
 
     teacher_kind: Literal["model", "genai", "vllm", "endpoint"] = "model"
-    """`model`: by transformers; `vllm`: by vLLM; `genai`: a variant by ONNX Runtime; `endpoint`: a server with OpenAI API."""
+    """`model`: by transformers; `vllm`: by vLLM; `genai`: by ONNX Runtime; `endpoint`: a server with OpenAI API."""
     endpoint_url: str = Field(default="http://localhost:8000/v1", pattern=r"^https?://[^\s@]+$")
     """Base address of the endpoint, such as https://host/v1."""
     endpoint_model: str = Field(default="default", min_length=1)
