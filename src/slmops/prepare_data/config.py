@@ -20,7 +20,7 @@ class PrepareDataConfig(Config):
     source_version: str = Field(default="unknown", min_length=1)
     """The data's version, as preflight finds it; KFP's cache sees a new one, and with `unknown` only a new URI."""
     layout: Literal["auto", "messages", "sharegpt", "alpaca", "columns"] = "auto"
-    """`messages`, `sharegpt`: a chat; `alpaca`: instruction, input, output; `columns`: templates; `auto`: by the row."""
+    """`messages`, `sharegpt`: a chat; `alpaca`: instruction, input, output; `columns`: templates; `auto`: by row 1."""
     prompt_template: str = Field(default="{prompt}", min_length=1)
     """The user's turn, with column names in braces."""
     completion_template: str = Field(default="{completion}", min_length=1)
