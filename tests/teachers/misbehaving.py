@@ -157,10 +157,12 @@ def serving(server: Server | None = None) -> Iterator[Server]:
         started.set()
         await stop.wait()
         listening.close()
-        tasks = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        for _ in range(3):  # a connection may be on its way in, and closing one takes a turn of the loop
+            tasks = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.sleep(0.01)
 
     def work() -> None:
         loop.run_until_complete(main())
