@@ -28,7 +28,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-PEER_BATCH_SIZES = (1, 8, 32, 64, 128)
+PEER_BATCH_SIZES = (32, 64, 128, 256)
 MAX_NEW_TOKENS = 64
 TOP_K = 64
 DEMO = Path(".work/demo")

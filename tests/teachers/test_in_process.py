@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from slmops.errors import ConfigError, ModelError
 from slmops.records import Message, read_records
 from slmops.teachers import decoding as engine
 from slmops.teachers.choosing import choose
-from slmops.teachers.genai_teacher import GenAITeacher
+from slmops.teachers.genai_teacher import CACHE_MEMORY_FRACTION, GenAITeacher
 from slmops.teachers.interface import Answer, Decoding, Failure, Question, Teacher, question_key
 from slmops.teachers.packed import NotPackable, PackedModel
 from slmops.teachers.transformers_teacher import TransformersTeacher
@@ -344,6 +345,28 @@ def test_genai_answers_in_batches_as_one_by_one(tiny_variants: Path, train_rows:
     assert [answer.token_ids for answer in together] == [answer.token_ids for answer in alone]
     assert {answer.finish_reason for answer in together} <= {"stop", "length"}
     assert all(answer.num_tokens == len(answer.token_ids) > 0 for answer in together)
+
+
+def test_genai_answers_fewer_prompts_at_once_where_memory_is_short(
+    tiny_variants: Path, train_rows: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches: list[int] = []
+    answer_batch = GenAITeacher._answer_batch
+
+    def counted(self: GenAITeacher, asked: Sequence[Question], prompts: Sequence[list[int]]) -> list[Answer]:
+        batches.append(len(asked))
+        return answer_batch(self, asked, prompts)
+
+    (question,) = questions(train_rows, 1)
+    asked = [replace(question, key=f"{number:032x}") for number in range(5)]
+    teacher = genai(tiny_variants / "cpu-int4")
+    (expected,) = answers(teacher, asked[:1])
+    monkeypatch.setattr(GenAITeacher, "_answer_batch", counted)
+    # Four layers, two heads of 32 for keys and as many for values, in float32.
+    bytes_per_row = 4 * 2 * 2 * 32 * 4 * (expected.num_prompt_tokens + GREEDY.max_new_tokens)
+    monkeypatch.setattr("slmops.memory.free_bytes", lambda: int(2.5 * bytes_per_row / CACHE_MEMORY_FRACTION))
+    assert answers(teacher, asked) == [expected] * 5
+    assert batches == [2, 2, 1]
 
 
 def test_genai_keeps_logits_of_what_it_chose(tiny_variants: Path, train_rows: Path) -> None:

@@ -52,8 +52,8 @@ class TeacherSettings(Config):
     """Tasks whose prompts it answers; empty for all that no other teacher names."""
     more_teachers: list[TeacherSpec] = Field(default=[])
     """Teachers beside the first, which is called `teacher`: name, kind, model_uri or endpoint_*, weight, tasks."""
-    batch_size: int = Field(default=32, ge=1, le=4096)
-    """Prompts that a model answers together."""
+    batch_size: int = Field(default=128, ge=1, le=4096)
+    """Prompts that a model answers together; fewer where memory does not suffice."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """`auto`: bfloat16 where the hardware multiplies it natively, else float32."""
     max_in_flight: int = Field(default=64, ge=1, le=4096)

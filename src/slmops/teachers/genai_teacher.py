@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slmops import artifacts, models
+from slmops import artifacts, memory, models
 from slmops.errors import ArtifactError, ConfigError, ModelError
 from slmops.teachers.interface import STOP, Answer, Decoding, Failure, Question
 
@@ -18,6 +19,12 @@ if TYPE_CHECKING:
 
 BATCHES_AHEAD = 16
 """Batches of questions taken ahead, of which those of equal length are answered together."""
+CACHE_SHAPE = ("num_hidden_layers", "num_key_value_heads", "head_size")
+"""What genai_config.json says of keys and values."""
+CACHE_BYTES = 4
+"""Of a key or value: float32, the widest that the runtime takes."""
+CACHE_MEMORY_FRACTION = 0.4
+"""Share of the free memory that keys and values may take."""
 
 
 class GenAITeacher:
@@ -59,6 +66,8 @@ class GenAITeacher:
             ) from error
         self.end_tokens = {int(token) for token in self._tokenizer.eos_token_ids}
         self.context_length = int(settings["context_length"])
+        decoder = settings["decoder"]
+        self._bytes_per_token = 2 * CACHE_BYTES * math.prod(int(decoder[name]) for name in CACHE_SHAPE)
         digest = artifacts.digest_of(tuple(artifacts.list_files(directory)))
         self.identity: Mapping[str, str | int | float] = {
             "kind": "genai",
@@ -83,14 +92,21 @@ class GenAITeacher:
             encoded.sort(key=lambda pair: len(pair[1]))
             for _, group in groupby(encoded, key=lambda pair: len(pair[1])):
                 alike = list(group)
-                for start in range(0, len(alike), self.batch_size):
-                    batch = alike[start : start + self.batch_size]
+                size = self._rows_at_once(len(alike[0][1]))
+                for start in range(0, len(alike), size):
+                    batch = alike[start : start + size]
                     answers = self._answer_batch([question for question, _ in batch], [ids for _, ids in batch])
                     yield from zip((question for question, _ in batch), answers, strict=True)
 
     def close(self) -> None:
         """Give the memory back."""
         self._model = self._tokenizer = None
+
+    def _rows_at_once(self, length: int) -> int:
+        """How many prompts of a length are answered together: keys and values have room for the longest answers."""
+        tokens = min(length + self.decoding.max_new_tokens, self.context_length)
+        room = int((memory.free_bytes() or 1 << 32) * CACHE_MEMORY_FRACTION)
+        return max(1, min(self.batch_size, room // (tokens * self._bytes_per_token)))
 
     def _tokens(self, messages: Sequence[dict[str, str]], *, to_answer: bool) -> list[int]:
         text = self._tokenizer.apply_chat_template(json.dumps(list(messages)), add_generation_prompt=to_answer)
@@ -171,7 +187,8 @@ def _read_settings(directory: Path) -> dict[str, Any]:
         )
     try:
         settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["model"]
-        int(settings["context_length"])
+        for value in (settings["context_length"], *(settings["decoder"][name] for name in CACHE_SHAPE)):
+            int(value)
     except (ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{path} is not what ONNX Runtime GenAI writes ({error!r}); run quantize again") from None
     return settings
