@@ -47,9 +47,10 @@ images: $(VENV)/.dev ## Build and push the images, pin their digests, recompile:
 e2e-containers: $(VENV)/.dev ## The whole pipeline in real containers; sets up Docker on a bare Debian machine (as root)
 	$(BIN)/python tools/e2e_containers.py --torch-index '$(TORCH_INDEX)'
 
-bench-data: $(VENV)/.dev .venv-bench/.done ## Data and teachers beside their peers, on an idle machine (20 to 60 minutes); prints Markdown
+bench-data: $(VENV)/.dev .venv-bench/.done ## Data and teachers beside their peers, on an idle machine (an hour); prints Markdown
 	$(BIN)/python -m tests.benchmarks.near_duplicates --peer .venv-bench/bin/python $(ARGS)
 	$(BIN)/python -m tests.benchmarks.generation
+	$(BIN)/python -m tests.benchmarks.generation_memory
 	$(BIN)/python -m tests.benchmarks.endpoint
 
 render: $(VENV)/.dev ## Show what a cluster would get: make render OVERLAY=production (or edge/pools/x86-cpu)

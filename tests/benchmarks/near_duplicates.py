@@ -152,7 +152,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--peer", default=os.environ.get("SLMOPS_BENCH_PYTHON"), help="python of a venv with datatrove")
     parser.add_argument("--rows", type=int, nargs="*", default=[10_000, 100_000, 1_000_000])
-    parser.add_argument("--peer-rows", type=int, nargs="*", default=[10_000, 100_000])
+    parser.add_argument("--peer-rows", type=int, nargs="*", default=[100_000, 1_000_000])
     parser.add_argument("--directory", type=Path, help="where the rows are kept; a temporary folder by default")
     parser.add_argument("--one", nargs=3, metavar=("WHAT", "SOURCE", "DIRECTORY"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
