@@ -21,7 +21,7 @@ def generate_responses(
     teacher_weight: float = 1.0,
     teacher_tasks: list[str] = [],  # noqa: B006
     more_teachers: list[dict] = [],  # noqa: B006
-    batch_size: int = 32,
+    batch_size: int = 128,
     dtype: str = "auto",
     max_in_flight: int = 64,
     request_timeout_s: float = 600.0,
