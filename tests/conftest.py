@@ -11,7 +11,7 @@ import pytest
 from slmops.demo.models import make_tiny_model
 from slmops.demo.object_store import ObjectStore, object_store
 from slmops.progress import log
-from tests.datasets import commands, write_dataset
+from tests.datasets import commands, make_tiny_teacher, write_dataset
 
 
 @pytest.fixture(autouse=True)
@@ -80,14 +80,7 @@ def held_out_rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_teacher(
     tiny_model: Path, train_rows: Path, held_out_rows: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """The tiny model after fine-tuning: it answers most requests right."""
-    from slmops.finetune.config import FinetuneConfig
-    from slmops.finetune.run import run
-
-    config = FinetuneConfig(method="full", learning_rate=3e-3, num_epochs=3, dtype="float32")
-    path = tmp_path_factory.mktemp("models") / "teacher"
-    run(config, train=train_rows, validation=held_out_rows, base=tiny_model, model=path)
-    return path
+    return make_tiny_teacher(tiny_model, train_rows, held_out_rows, tmp_path_factory.mktemp("models") / "teacher")
 
 
 @pytest.fixture(scope="session")

@@ -33,6 +33,16 @@ def commands(num_rows: int, seed: int = 0) -> list[ChatRecord]:
     return list(records.values())
 
 
+def make_tiny_teacher(base: Path, train: Path, validation: Path, path: Path) -> Path:
+    """The tiny model at `base` after fine-tuning: it answers most requests right."""
+    from slmops.finetune.config import FinetuneConfig
+    from slmops.finetune.run import run
+
+    config = FinetuneConfig(method="full", learning_rate=3e-3, num_epochs=3, dtype="float32")
+    run(config, train=train, validation=validation, base=base, model=path)
+    return path
+
+
 def write_dataset(path: Path, records: list[ChatRecord]) -> Path:
     """A chat_dataset artifact with these rows."""
     with artifacts.writing(path, kind="chat_dataset", step="prepare_data") as draft:

@@ -8,6 +8,10 @@ from pathlib import Path
 
 LIMIT = Path("/sys/fs/cgroup/memory.max")
 UNLIMITED = 1 << 62
+KEY_VALUE_FRACTION = 0.4
+"""Share of the free memory that keys and values of answers at work may take."""
+ASSUMED_FREE_BYTES = 1 << 32
+"""Where the system does not say."""
 
 
 def limit_bytes() -> int:
@@ -27,3 +31,8 @@ def free_bytes() -> int | None:
         return None
     free = int(available[1]) * 1024 if available else free
     return min(free, limit_bytes())
+
+
+def key_value_bytes() -> int:
+    """What keys and values may take of what is free now."""
+    return int((free_bytes() or ASSUMED_FREE_BYTES) * KEY_VALUE_FRACTION)

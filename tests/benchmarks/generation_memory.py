@@ -20,21 +20,17 @@ from pathlib import Path
 
 from slmops import artifacts
 from slmops.records import ROWS, ChatRecord, write_jsonl
-from tests.datasets import ACTIONS, DEVICES, chat_record, commands, write_dataset
+from tests.datasets import ACTIONS, DEVICES, chat_record, commands, make_tiny_teacher, write_dataset
 
 
 def make_teacher(directory: Path) -> Path:
     """The tiny model, after it has learned to answer."""
     from slmops.demo.models import make_tiny_model
-    from slmops.finetune.config import FinetuneConfig
-    from slmops.finetune.run import run
 
     base = make_tiny_model(directory / "base")
     train = write_dataset(directory / "train", commands(256, seed=1))
-    held_out = write_dataset(directory / "validation", commands(40, seed=2))
-    config = FinetuneConfig(method="full", learning_rate=3e-3, num_epochs=3, dtype="float32")
-    run(config, train=train, validation=held_out, base=base, model=directory / "teacher")
-    return directory / "teacher"
+    validation = write_dataset(directory / "validation", commands(40, seed=2))
+    return make_tiny_teacher(base, train, validation, directory / "teacher")
 
 
 def requests(count: int) -> Iterator[ChatRecord]:

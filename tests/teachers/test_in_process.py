@@ -18,7 +18,7 @@ from slmops.errors import ConfigError, ModelError
 from slmops.records import Message, read_records
 from slmops.teachers import decoding as engine
 from slmops.teachers.choosing import choose
-from slmops.teachers.genai_teacher import CACHE_MEMORY_FRACTION, GenAITeacher
+from slmops.teachers.genai_teacher import GenAITeacher
 from slmops.teachers.interface import Answer, Decoding, Failure, Question, Teacher, question_key
 from slmops.teachers.packed import NotPackable, PackedModel
 from slmops.teachers.transformers_teacher import TransformersTeacher
@@ -231,7 +231,7 @@ def test_slots_stay_within_their_memory(tiny_teacher: Path, train_rows: Path, mo
     assert teacher._packed is not None
     slots = teacher._packed.slots
     limit = 400 * slots.bytes_per_token
-    monkeypatch.setattr("slmops.teachers.transformers_teacher._free_bytes", lambda _: int(limit / 0.4))
+    monkeypatch.setattr("slmops.memory.key_value_bytes", lambda: limit)
     sizes = []
     for _ in teacher.answer(asked):
         sizes.append(slots.block.nbytes)
@@ -258,6 +258,30 @@ def test_a_model_that_cannot_be_packed_is_answered_by_its_own_generate(
         assert one[0].logits is not None
         assert other[0].logits is not None
         np.testing.assert_allclose(one[0].logits["top_log_probs"], other[0].logits["top_log_probs"], atol=2e-3)
+
+
+def test_generate_too_answers_fewer_at_once_where_memory_runs_out(
+    tiny_teacher: Path, train_rows: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise NotPackable("has a memory of its own")
+
+    monkeypatch.setattr(PackedModel, "__init__", refuse)
+    asked = questions(train_rows, 24)
+    expected = answers(transformers(tiny_teacher), asked)
+    teacher = transformers(tiny_teacher, batch_size=16)
+    generate: Any = teacher._model.generate  # type: ignore[union-attr]
+
+    def limited(*, input_ids: torch.Tensor, **options: Any) -> Any:
+        if len(input_ids) > 2:
+            raise torch.OutOfMemoryError("no memory for a third row")
+        return generate(input_ids=input_ids, **options)
+
+    monkeypatch.setattr(teacher._model, "generate", limited)
+    with caplog.at_level("INFO", "slmops"):
+        found = answers(teacher, asked)
+    assert [answer.token_ids for answer in found] == [answer.token_ids for answer in expected]
+    assert "memory ran out" in caplog.text
 
 
 @pytest.mark.parametrize("architecture", ["Mistral", "Gemma2", "GPT2", "Mamba"])
@@ -364,7 +388,7 @@ def test_genai_answers_fewer_prompts_at_once_where_memory_is_short(
     monkeypatch.setattr(GenAITeacher, "_answer_batch", counted)
     # Four layers, two heads of 32 for keys and as many for values, in float32.
     bytes_per_row = 4 * 2 * 2 * 32 * 4 * (expected.num_prompt_tokens + GREEDY.max_new_tokens)
-    monkeypatch.setattr("slmops.memory.free_bytes", lambda: int(2.5 * bytes_per_row / CACHE_MEMORY_FRACTION))
+    monkeypatch.setattr("slmops.memory.key_value_bytes", lambda: int(2.5 * bytes_per_row))
     assert answers(teacher, asked) == [expected] * 5
     assert batches == [2, 2, 1]
 

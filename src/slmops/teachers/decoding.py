@@ -27,6 +27,7 @@ MIN_PREFIX = 32
 """Common tokens of prompts that are worth keeping; fewer are read again with each pass."""
 MIN_SHARING = 4
 """Prompts for which they are kept."""
+FEWER_AT_ONCE = "memory ran out; %d prompts at once from now on"
 FREE_FRACTION = 0.25
 """New rows are read when this share of the slots is free: a pass over few tokens costs as much as one over many."""
 
@@ -110,7 +111,8 @@ def _room(request: Request) -> int:
     return len(request.ids) + request.max_new_tokens
 
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether fewer rows at once may help."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
@@ -152,7 +154,7 @@ class Decoder:
                 else:
                     return
             except RuntimeError as error:
-                if not _is_out_of_memory(error) or self.max_rows == 1:
+                if not is_out_of_memory(error) or self.max_rows == 1:
                     raise
                 waiting = [row.request for row in self.rows] + waiting
                 self._halve()
@@ -167,7 +169,7 @@ class Decoder:
 
     def _halve(self) -> None:
         self.max_rows = max(1, self.max_rows // 2)
-        log.info("memory ran out; %d prompts at once from now on", self.max_rows)
+        log.info(FEWER_AT_ONCE, self.max_rows)
         self.rows.clear()
         self._prefix, self._prefix_slot = [], None
         self.model.slots.clear()

@@ -23,8 +23,6 @@ CACHE_SHAPE = ("num_hidden_layers", "num_key_value_heads", "head_size")
 """What genai_config.json says of keys and values."""
 CACHE_BYTES = 4
 """Of a key or value: float32, the widest that the runtime takes."""
-CACHE_MEMORY_FRACTION = 0.4
-"""Share of the free memory that keys and values may take."""
 
 
 class GenAITeacher:
@@ -105,8 +103,7 @@ class GenAITeacher:
     def _rows_at_once(self, length: int) -> int:
         """How many prompts of a length are answered together: keys and values have room for the longest answers."""
         tokens = min(length + self.decoding.max_new_tokens, self.context_length)
-        room = int((memory.free_bytes() or 1 << 32) * CACHE_MEMORY_FRACTION)
-        return max(1, min(self.batch_size, room // (tokens * self._bytes_per_token)))
+        return max(1, min(self.batch_size, memory.key_value_bytes() // (tokens * self._bytes_per_token)))
 
     def _tokens(self, messages: Sequence[dict[str, str]], *, to_answer: bool) -> list[int]:
         text = self._tokenizer.apply_chat_template(json.dumps(list(messages)), add_generation_prompt=to_answer)

@@ -16,15 +16,13 @@ from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, 
 from slmops import hardware, memory, models, torch_models
 from slmops.progress import log
 from slmops.teachers.choosing import choose, top_k_records
-from slmops.teachers.decoding import Decoder, Request
+from slmops.teachers.decoding import FEWER_AT_ONCE, Decoder, Request, is_out_of_memory
 from slmops.teachers.interface import STOP, Answer, Decoding, Failure, Question
 from slmops.teachers.packed import NotPackable, PackedModel
 from slmops.training.batches import encode
 
 BATCHES_AHEAD = 16
 """Batches of questions taken ahead, so that prompts of similar length and beginning are read together."""
-SLOT_MEMORY_FRACTION = 0.4
-"""Share of the free memory that keys and values may take."""
 LENGTH_BUCKET = 64
 """Prompts whose lengths differ by less are ordered by how they begin."""
 
@@ -126,35 +124,43 @@ class TransformersTeacher:
             self.decoding,
             self.end_tokens,
             max_rows=self.batch_size,
-            memory_bytes=int(_free_bytes(self._packed.model.device) * SLOT_MEMORY_FRACTION),
+            memory_bytes=_key_value_bytes(self._packed.model.device),
         )
         for row in decoder.decode(requests):
             yield row.request, row.tokens, row.records
 
     def _generate(self, requests: Iterator[Request]) -> Iterator[tuple[Request, list[int], list[np.ndarray]]]:
         """The plain path: `generate` on prompts of the same length, so that nothing is padded."""
-        model = cast(Any, self._model)
+        model, size = cast(Any, self._model), self.batch_size
         while window := list(islice(requests, BATCHES_AHEAD * self.batch_size)):
             window.sort(key=lambda request: len(request.ids))
             for _, group in groupby(window, key=lambda request: len(request.ids)):
                 alike = list(group)
-                for start in range(0, len(alike), self.batch_size):
-                    batch = alike[start : start + self.batch_size]
+                while alike:
+                    batch = alike[:size]
                     chooser = Chooser(self.decoding, [request.seed for request in batch])
                     ids = torch.tensor([list(request.ids) for request in batch], device=model.device)
-                    with torch.inference_mode():
-                        output = model.generate(
-                            input_ids=ids,
-                            attention_mask=torch.ones_like(ids),
-                            max_new_tokens=max(request.max_new_tokens for request in batch),
-                            do_sample=False,
-                            temperature=None,
-                            top_p=None,
-                            top_k=None,
-                            eos_token_id=sorted(self.end_tokens),
-                            pad_token_id=self.tokenizer.pad_token_id,
-                            logits_processor=LogitsProcessorList([chooser]),
-                        )
+                    try:
+                        with torch.inference_mode():
+                            output = model.generate(
+                                input_ids=ids,
+                                attention_mask=torch.ones_like(ids),
+                                max_new_tokens=max(request.max_new_tokens for request in batch),
+                                do_sample=False,
+                                temperature=None,
+                                top_p=None,
+                                top_k=None,
+                                eos_token_id=sorted(self.end_tokens),
+                                pad_token_id=self.tokenizer.pad_token_id,
+                                logits_processor=LogitsProcessorList([chooser]),
+                            )
+                    except RuntimeError as error:
+                        if not is_out_of_memory(error) or len(batch) == 1:
+                            raise
+                        size = len(batch) // 2
+                        log.info(FEWER_AT_ONCE, size)
+                        continue
+                    del alike[:size]
                     for place, (request, new) in enumerate(zip(batch, output[:, ids.shape[1] :].tolist(), strict=True)):
                         tokens = cut(new[: request.max_new_tokens], self.end_tokens)
                         yield request, tokens, [step[place : place + 1] for step in chooser.records[: len(tokens)]]
@@ -204,10 +210,10 @@ def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> se
     return {int(token) for token in (*listed, tokenizer.eos_token_id) if token is not None}
 
 
-def _free_bytes(device: torch.device) -> int:
+def _key_value_bytes(device: torch.device) -> int:
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return memory.free_bytes() or 1 << 32
+        return int(torch.cuda.mem_get_info(device)[0] * memory.KEY_VALUE_FRACTION)
+    return memory.key_value_bytes()
 
 
 def _drain(failed: list[tuple[Question, Failure]]) -> Iterator[tuple[Question, Failure]]:
