@@ -30,7 +30,17 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 """The only form of a digest: 64 lowercase hex digits of SHA-256."""
 
 Kind = Literal[
-    "chat_dataset", "responses", "hf_model", "variants", "evaluation", "benchmark", "verdict", "release", "report"
+    "chat_dataset",
+    "responses",
+    "hf_model",
+    "variants",
+    "evaluation",
+    "lm_evaluation",
+    "benchmark",
+    "comparison",
+    "verdict",
+    "release",
+    "report",
 ]
 
 
@@ -187,6 +197,20 @@ def expect(path: Path, *kinds: Kind) -> Sidecar:
     if sidecar.kind not in kinds:
         raise ArtifactError(f"{path} holds {sidecar.kind}, but this input takes {' or '.join(kinds)}")
     return sidecar
+
+
+def verify(path: Path, *names: str) -> None:
+    """Compare files of the artifact at `path` with their digests, which `read` leaves out, because it takes a while.
+
+    Raises:
+        ArtifactError: a file was changed since the artifact was written.
+    """
+    for entry in read(path).files:
+        if entry.path in names and file_digest(path / entry.path) != entry.sha256:
+            raise ArtifactError(
+                f"{path / entry.path} was changed after the artifact was written, and what belongs to it was not; run "
+                "the step that wrote it again"
+            )
 
 
 def write_json(path: Path, value: object) -> None:

@@ -10,6 +10,7 @@
     │   ├── DiskFullError       no space left
     │   └── GateError           the verdict is not `pass`                       exit code 3
     └── TransientError          trying again may help                           exit code 75
+        ├── Stopped             asked to end; what was done is kept             exit code 143
         ├── StoreUnavailable    an object store that does not answer
         └── CorruptDownload     bytes that do not match their digest
 
@@ -73,6 +74,12 @@ class TransientError(SlmopsError):
     """Trying again may help."""
 
     exit_code = 75
+
+
+class Stopped(TransientError):
+    """The process was asked to end; what was done is kept. Nothing starts it again but whoever asked."""
+
+    exit_code = 143
 
 
 class StoreUnavailable(TransientError):

@@ -38,7 +38,7 @@ def open_model(path: Path) -> Sidecar:
     if (path / SIDECAR).exists():
         return artifacts.expect(path, "hf_model")
     config = read_config(path)
-    _check_weights(path)
+    num_weights(path)
     if not (path / "tokenizer.json").is_file():
         raise ModelError(f"{path} has no tokenizer.json; save the model's tokenizer into the same directory")
     return _imported(path, "hf_model", {"model_type": config.get("model_type", "unknown")})
@@ -126,18 +126,26 @@ def no_chat_template(path: Path) -> ModelError:
     return ModelError(f"{path} has no chat template; add chat_template.jinja to the model directory")
 
 
-def _check_weights(path: Path) -> None:
-    """Compare each safetensors file's size with what its header says; a killed download is shorter."""
+def num_weights(path: Path) -> int:
+    """The number of weights in a model directory, by the headers of its files, which are checked against their sizes.
+
+    Raises:
+        ModelError: a file is missing or cut short.
+    """
     index = path / WEIGHTS_INDEX
     names = [WEIGHTS]
     if index.is_file():
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    total = 0
     for name in names:
         file = path / name
         if not file.is_file():
             raise ModelError(f"{path} has no {name}; convert the weights to safetensors, or copy the model again")
         with explain_os_errors(file), open(file, "rb") as weights:
-            check_weights(str(file), file.stat().st_size, lambda start, length: _read_at(weights, start, length))
+            total += check_weights(
+                str(file), file.stat().st_size, lambda start, length: _read_at(weights, start, length)
+            )
+    return total
 
 
 def check_weights(name: str, size_bytes: int, read: Callable[[int, int], bytes]) -> int:

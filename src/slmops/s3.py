@@ -87,6 +87,10 @@ class S3Store(Store):
         found = self.stat(key)
         return found is not None and found.size_bytes == len(data) and self.read(key, len(data)) == data
 
+    def delete(self, key: str) -> None:
+        with self._explained(key):
+            self._client.delete_object(Bucket=self.bucket, Key=self.prefix + key)
+
     def entries(self, prefix: str) -> Iterator[tuple[str, Stat]]:
         with self._explained(prefix):
             pages = self._client.get_paginator("list_objects_v2").paginate(

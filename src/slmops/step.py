@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from slmops.errors import SlmopsError, TransientError
+from slmops.errors import SlmopsError, Stopped, TransientError
 from slmops.progress import log, set_up_logging
 from slmops.relay import reach_store_of_environment
 
@@ -45,7 +45,7 @@ def step(name: str) -> Iterator[None]:
     try:
         yield
     except SlmopsError as error:
-        if isinstance(error, TransientError):
+        if isinstance(error, TransientError) and not isinstance(error, Stopped):
             _start_again(name, error)
         fail(f"{name}: {error}", error.exit_code)
 

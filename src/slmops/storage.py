@@ -66,6 +66,10 @@ class Store(ABC):
         """Write the object if its etag still is `if_match` (None: if there is none); else False, nothing changes."""
 
     @abstractmethod
+    def delete(self, key: str) -> None:
+        """Remove the object; nothing happens if there is none."""
+
+    @abstractmethod
     def entries(self, prefix: str) -> Iterator[tuple[str, Stat]]:
         """Keys that begin with `prefix`, in order, each with what `stat` says of it."""
 
@@ -163,7 +167,17 @@ def bucket_and_key(uri: str) -> tuple[str, str]:
 def download(uri: str, path: Path) -> None:
     """Copy the single file at s3://bucket/key to `path`, whole or not at all."""
     bucket, key = bucket_and_key(uri)
-    store = open_store(f"s3://{bucket}")
+    fetch_object(open_store(f"s3://{bucket}"), key, path)
+
+
+def fetch_object(store: Store, key: str, path: Path) -> None:
+    """Copy one object to `path`, whole or not at all.
+
+    Raises:
+        StoreError: there is no such object.
+        StoreUnavailable: it changed while it was read.
+    """
+    uri = f"{store.uri}/{key}"
     found = store.stat(key)
     if found is None:
         raise StoreError(f"{uri} does not exist; check bucket and key")
@@ -219,6 +233,10 @@ class LocalStore(Store):
 
     def replace(self, key: str, data: bytes, if_match: str | None) -> bool:
         return self._write(key, data, if_match)
+
+    def delete(self, key: str) -> None:
+        with explain_os_errors(self.root):
+            self._path(key).unlink(missing_ok=True)
 
     def entries(self, prefix: str) -> Iterator[tuple[str, Stat]]:
         for path in sorted(self.root.rglob("*")):

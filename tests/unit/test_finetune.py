@@ -107,7 +107,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(
     command = [sys.executable, "-W", "ignore", "-c", WORKER, json.dumps(paths), config.model_dump_json()]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
     deadline = time.monotonic() + 120
-    while not list(killed.glob("*.work/checkpoint.pt")) and process.poll() is None and time.monotonic() < deadline:
+    while not list(killed.glob("*.work/checkpoint.json")) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()

@@ -60,8 +60,9 @@ def assert_same_training(ours: Path, expected: Path) -> None:
     [
         {"method": "full", "learning_rate": 1e-3, "num_epochs": 2, "batch_size": 15, "micro_batch_size": 4},
         {"method": "lora", "learning_rate": 5e-3, "batch_size": 15, "weight_decay": 0.01},
+        {"method": "full", "learning_rate": 1e-3, "num_epochs": 2, "batch_size": 15, "sharding": "full"},
     ],
-    ids=["full", "lora"],
+    ids=["full", "lora", "shards"],
 )
 def test_two_processes_fine_tune_as_one(
     settings: dict[str, Any], tiny_model: Path, train_rows: Path, held_out_rows: Path, tmp_path: Path
@@ -93,7 +94,7 @@ with ranks.joined():
     ranks.sum_gradients(parameters)
     assert [set(p.grad.flatten().tolist()) for p in parameters] == [{3.0}, {11.0}, {43.0}, {63.0}]
     assert [p.grad.shape for p in parameters] == [p.shape for p in parameters]
-    assert ranks.sum_number(0.5 + ranks.rank(), torch.device("cpu")) == 2.0
+    assert ranks.sum_numbers([0.5 + ranks.rank(), True], torch.device("cpu")) == [2.0, 2.0]
     assert ranks.agree("same") and not ranks.agree(ranks.rank())
 """
 
@@ -106,10 +107,17 @@ def test_gradients_are_summed_and_not_averaged(tmp_path: Path) -> None:
     assert ran.returncode == 0, ran.stderr[-3000:]
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"sharding": "full", "teacher_logits": "online", "hidden_weight": 1.0}],
+    ids=["whole", "shards, with projections"],
+)
 def test_two_processes_distill_as_one(
-    tiny_teacher: Path, tiny_responses: Path, held_out_rows: Path, tmp_path: Path
+    settings: dict[str, Any], tiny_teacher: Path, tiny_responses: Path, held_out_rows: Path, tmp_path: Path
 ) -> None:
-    config = DistillConfig(learning_rate=2e-3, num_epochs=1, temperature=2.0, keep_layers=[0, 3], dtype="float32")
+    config = DistillConfig.create(
+        {"learning_rate": 2e-3, "temperature": 2.0, "keep_layers": [0, 3], "dtype": "float32"} | settings
+    )
     inputs = {
         "responses": tiny_responses,
         "validation": held_out_rows,
@@ -122,12 +130,12 @@ def test_two_processes_distill_as_one(
     assert_same_training(tmp_path / "two" / "model", tmp_path / "one")
 
 
+@pytest.mark.parametrize("sharding", ["none", "full"])
 def test_a_killed_process_ends_the_others_and_the_next_run_goes_on_to_the_same_curve(
-    tiny_model: Path, train_rows: Path, held_out_rows: Path, tmp_path: Path
+    sharding: str, tiny_model: Path, train_rows: Path, held_out_rows: Path, tmp_path: Path
 ) -> None:
-    config = FinetuneConfig(
-        method="full", learning_rate=1e-3, num_epochs=3, checkpoint_interval_s=0.01, dtype="float32"
-    )
+    settings = {"method": "full", "learning_rate": 1e-3, "num_epochs": 3, "checkpoint_interval_s": 0.01}
+    config = FinetuneConfig.create(settings | {"dtype": "float32", "sharding": sharding})
     inputs = {"train": train_rows, "validation": held_out_rows, "base": tiny_model}
     finetune(config, **inputs, model=tmp_path / "one")
 
@@ -135,7 +143,7 @@ def test_a_killed_process_ends_the_others_and_the_next_run_goes_on_to_the_same_c
     arguments = command("finetune", config, folder, **inputs)
     with subprocess.Popen(arguments, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) as torchrun:
         deadline = time.monotonic() + 120
-        while not list(folder.glob("*.work/checkpoint.pt")) and time.monotonic() < deadline:
+        while not list(folder.glob("*.work/checkpoint.json")) and time.monotonic() < deadline:
             assert torchrun.poll() is None
             time.sleep(0.02)
         os.kill(second_process(torchrun.pid), signal.SIGKILL)

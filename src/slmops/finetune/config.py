@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from slmops.training.config import TrainingConfig
 
@@ -20,3 +20,9 @@ class FinetuneConfig(TrainingConfig):
     """Scale of the adapters; they count alpha / rank."""
     lora_dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout in front of the adapters, 0 to 1."""
+
+    @model_validator(mode="after")
+    def _shards_whole_weights(self) -> Self:
+        if self.sharding == "full" and self.method != "full":
+            raise ValueError(f"sharding=full is for method=full; adapters are small, got method={self.method}")
+        return self

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +17,11 @@ from slmops.progress import log
 from slmops.records import read_records
 from slmops.resume import work_dir
 from slmops.training import loop
-from slmops.training.batches import Batch, encode_rows
-from slmops.training.losses import cross_entropy
+from slmops.training.batches import encode_rows
+from slmops.training.checkpoints import Checkpoints
+from slmops.training.curves import Curves
+from slmops.training.generating import make_metric
+from slmops.training.head import loss_on_labels
 
 STEP = "finetune"
 
@@ -46,7 +48,7 @@ def run(config: FinetuneConfig, *, train: Path, validation: Path, base: Path, mo
             "num_parameters": torch_models.num_parameters(result),
             "tokenizer_digest": models.tokenizer_digest(draft.path),
         }
-    shutil.rmtree(unfinished)
+    Checkpoints(unfinished, config.checkpoint_uri).remove()
     return draft.sidecar
 
 
@@ -60,7 +62,7 @@ class _Trained:
     model: PreTrainedModel
     adapted: PeftModel | None
     tokenizer: PreTrainedTokenizerBase
-    curves: loop.Curves
+    curves: Curves
     ran_on: dict[str, object]
 
 
@@ -82,13 +84,15 @@ def _train(config: FinetuneConfig, train: Path, validation: Path, base: Path, un
     # Of a teacher's responses only the last turn is the teacher's.
     last_turn_only = artifacts.read(train).kind == "responses"
     rows = encode_rows(tokenizer, read_records(train), config.max_length, last_turn_only=last_turn_only)
-    validation_rows = encode_rows(tokenizer, read_records(validation), config.max_length)
+    held_out = read_records(validation)
+    validation_rows = encode_rows(tokenizer, held_out, config.max_length)
     trainable = _load_base(base, config, dtype, device)
     adapted = _add_adapters(trainable, config) if config.method != "full" else None
     log.info("%s of %d rows on %s", config.method, len(rows), hardware.describe(device, dtype))
     task = loop.Task(
         model=trainable,
-        loss=_loss,
+        loss=loss_on_labels,
+        metric=make_metric(trainable, tokenizer, held_out, config),
         rows=rows,
         validation_rows=validation_rows,
         config=config,
@@ -97,11 +101,7 @@ def _train(config: FinetuneConfig, train: Path, validation: Path, base: Path, un
         work_dir=unfinished,
     )
     curves = loop.train(task, STEP)
-    return _Trained(trainable, adapted, tokenizer, curves, loop.where(device, dtype))
-
-
-def _loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
-    return cross_entropy(logits, batch.target_ids)
+    return _Trained(task.model, adapted, tokenizer, curves, loop.where(device, dtype))
 
 
 def _load_base(base: Path, config: FinetuneConfig, compute_dtype: torch.dtype, device: torch.device) -> PreTrainedModel:

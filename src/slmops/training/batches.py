@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, takewhile
 from typing import Any
 
 import torch
@@ -14,8 +15,10 @@ from slmops.errors import DataError, ModelError
 from slmops.progress import log
 from slmops.records import ChatRecord
 
-ROWS_SORTED_TOGETHER = 64
-"""Batches whose rows are sorted by length together: little padding, and still a random order."""
+MIN_PREFIX = 4
+"""Common tokens that are worth a forward pass of their own."""
+ROWS_SORTED_TOGETHER = 8
+"""Batches whose rows are sorted by length together: 3 % of padding, and rows of a step that differ in kind."""
 
 
 @dataclass(frozen=True)
@@ -31,17 +34,21 @@ class Row:
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows padded on the right to the longest, B rows of L tokens, N of them with loss."""
+    """Rows padded on the right, or packed one behind the other: B rows of L tokens, N of them with loss."""
 
     rows: list[Row]
     input_ids: torch.Tensor
-    """[B, L] token ids."""
-    attention_mask: torch.Tensor
-    """[B, L] 1 for a token, 0 for padding."""
+    """[B, L] token ids; B is 1 if packed."""
+    attention_mask: torch.Tensor | None
+    """[B, L] 1 for a token, 0 for padding; None if packed."""
+    position_ids: torch.Tensor | None
+    """[1, L] from 0 in each packed row: transformers keeps rows apart where they start again. None if padded."""
     predict_from: torch.Tensor
     """[N] positions in the flattened [B * L] hidden states from which a target is predicted."""
     target_ids: torch.Tensor
     """[N] the tokens to predict."""
+    prefix_ids: torch.Tensor | None = None
+    """[1, P] tokens with which every row begins, and which are left out of `input_ids`; None if there are none."""
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]], *, to_answer: bool) -> list[int]:
@@ -72,7 +79,7 @@ def encode_row(
             )
         end = _end_of_turn(ids, len(prompt), tokenizer.eos_token_id)
         targets.extend(range(len(prompt), end))
-    return Row(index=index, input_ids=ids[: targets[-1] + 1], targets=targets)
+    return Row(index=index, input_ids=ids[: targets[-1] + 1] if targets else ids, targets=targets)
 
 
 def retokenizes(tokenizer: PreTrainedTokenizerBase, record: ChatRecord, answer: Sequence[int]) -> bool:
@@ -92,12 +99,20 @@ def _end_of_turn(ids: list[int], start: int, eos_token_id: int | None) -> int:
 def encode_rows(
     tokenizer: PreTrainedTokenizerBase, records: Sequence[ChatRecord], max_length: int, *, last_turn_only: bool = False
 ) -> list[Row]:
-    """Encode all records; those longer than `max_length` tokens are left out and counted in the log.
+    """Encode all records; those longer than `max_length` tokens, or with nothing to learn, are left out and counted.
 
     Raises:
         DataError: none is left.
     """
     rows = [encode_row(tokenizer, record, index, last_turn_only=last_turn_only) for index, record in enumerate(records)]
+    if empty := [row.index for row in rows if not row.targets]:
+        log.info("%d rows have no token to learn and are left out, first row %d", len(empty), empty[0])
+        if len(empty) == len(rows):
+            raise DataError(
+                f"none of the {len(rows)} rows has a token to learn: the chat template renders the assistant's turn to "
+                "nothing; correct the template"
+            )
+    rows = [row for row in rows if row.targets]
     kept = [row for row in rows if len(row.input_ids) <= max_length]
     if len(kept) < len(rows):
         log.info("%d of %d rows are longer than %d tokens and left out", len(rows) - len(kept), len(rows), max_length)
@@ -128,32 +143,84 @@ def plan_batches(rows: Sequence[Row], batch_size: int, num_steps: int, seed: int
     return plan[:num_steps]
 
 
-def collate(rows: Sequence[Row], pad_token_id: int, device: torch.device) -> Batch:
-    """Pad rows on the right and find where loss is."""
-    length = max(len(row.input_ids) for row in rows)
+def collate(
+    rows: Sequence[Row],
+    pad_token_id: int,
+    device: torch.device,
+    *,
+    packed: bool = False,
+    shared_prefix: bool = False,
+) -> Batch:
+    """Put rows into one batch and find where loss is.
+
+    Args:
+        rows: what to put together.
+        pad_token_id: fills rows up.
+        device: where the tensors go.
+        packed: whether rows stand one behind the other, without padding.
+        shared_prefix: whether padded rows leave out the tokens with which all of them begin.
+    """
+    if packed:
+        return _pack(rows, device)
+    return _pad(rows, pad_token_id, device, common_prefix(rows) if shared_prefix else 0)
+
+
+def common_prefix(rows: Sequence[Row]) -> int:
+    """How many first tokens all rows have in common, before any from which a target is predicted.
+
+    Few are not worth a pass of their own, and one row shares with nobody: then it is 0.
+    """
+    limit = min(row.targets[0] - 1 for row in rows)
+    columns = zip(*(row.input_ids[:limit] for row in rows), strict=False)
+    length = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
+    return length if len(rows) > 1 and length >= MIN_PREFIX else 0
+
+
+def _pad(rows: Sequence[Row], pad_token_id: int, device: torch.device, prefix: int) -> Batch:
+    length = max(len(row.input_ids) for row in rows) - prefix
     input_ids = torch.full((len(rows), length), pad_token_id)
     attention_mask = torch.zeros((len(rows), length), dtype=torch.long)
     predict_from: list[int] = []
     target_ids: list[int] = []
     for number, row in enumerate(rows):
-        input_ids[number, : len(row.input_ids)] = torch.tensor(row.input_ids)
-        attention_mask[number, : len(row.input_ids)] = 1
-        predict_from += [number * length + position - 1 for position in row.targets]
+        own = row.input_ids[prefix:]
+        input_ids[number, : len(own)] = torch.tensor(own)
+        attention_mask[number, : len(own)] = 1
+        predict_from += [number * length + position - prefix - 1 for position in row.targets]
         target_ids += [row.input_ids[position] for position in row.targets]
     return Batch(
         rows=list(rows),
         input_ids=input_ids.to(device),
         attention_mask=attention_mask.to(device),
+        position_ids=None,
         predict_from=torch.tensor(predict_from, device=device),
         target_ids=torch.tensor(target_ids, device=device),
+        prefix_ids=torch.tensor([rows[0].input_ids[:prefix]], device=device) if prefix else None,
     )
 
 
-def batches_by_length(rows: Sequence[Row], batch_size: int, pad_token_id: int, device: torch.device) -> Iterator[Batch]:
+def _pack(rows: Sequence[Row], device: torch.device) -> Batch:
+    starts = list(accumulate((len(row.input_ids) for row in rows), initial=0))
+    return Batch(
+        rows=list(rows),
+        input_ids=torch.tensor([[token for row in rows for token in row.input_ids]], device=device),
+        attention_mask=None,
+        position_ids=torch.tensor([[at for row in rows for at in range(len(row.input_ids))]], device=device),
+        predict_from=torch.tensor(
+            [start + position - 1 for row, start in zip(rows, starts, strict=False) for position in row.targets],
+            device=device,
+        ),
+        target_ids=torch.tensor([row.input_ids[at] for row in rows for at in row.targets], device=device),
+    )
+
+
+def batches_by_length(
+    rows: Sequence[Row], batch_size: int, pad_token_id: int, device: torch.device, *, packed: bool = False
+) -> Iterator[Batch]:
     """All rows once, rows of similar length together."""
     ordered = sorted(rows, key=lambda row: len(row.input_ids))
     for start in range(0, len(ordered), batch_size):
-        yield collate(ordered[start : start + batch_size], pad_token_id, device)
+        yield collate(ordered[start : start + batch_size], pad_token_id, device, packed=packed)
 
 
 def pad_left(prompts: Sequence[list[int]], pad_token_id: int, device: torch.device) -> dict[str, torch.Tensor]:

@@ -79,14 +79,24 @@ def agree(what: object) -> bool:
     return all(each == what for each in found)
 
 
-def sum_number(value: float, device: torch.device) -> float:
-    """The sum of `value` over all processes, the same in each; not finite if one of them is not."""
+def sum_numbers(values: Sequence[float], device: torch.device) -> list[float]:
+    """The sum of each of `values` over all processes, the same in each; not finite if one of them is not."""
     if size() == 1:
-        return value
-    total = torch.tensor(value, dtype=torch.float64, device=device)
+        return list(values)
+    total = torch.tensor(values, dtype=torch.float64, device=device)
     with _explained():
         dist.all_reduce(total)
-    return total.item()
+    return total.tolist()
+
+
+def largest(value: int) -> int:
+    """The largest `value` of all processes."""
+    if size() == 1:
+        return value
+    found: list[int] = [0] * size()
+    with _explained():
+        dist.all_gather_object(found, value)
+    return max(found)
 
 
 def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
