@@ -18,11 +18,15 @@ def distill(
     teacher: Annotated[Path, typer.Option(help="The model that gave the answers: a Hugging Face directory.")],
     student: Annotated[Path, typer.Option(help="The model to start from: a Hugging Face directory.")],
     model: Annotated[Path, typer.Option(help="Where the trained student goes; it appears whole or not at all.")],
+    second_teacher: Annotated[Path | None, typer.Option(help="Another teacher, for teacher_logits=online.")] = None,
+    third_teacher: Annotated[Path | None, typer.Option(help="A third one.")] = None,
 ) -> None:
     """Train a student on a teacher's responses."""
     from slmops.distill import run
 
     paths = {"responses": responses, "validation": validation, "teacher": teacher, "student": student, "model": model}
+    others = {"second_teacher": second_teacher, "third_teacher": third_teacher}
+    paths |= {name: path for name, path in others.items() if path}
     execute(
         run.STEP,
         DistillConfig,
