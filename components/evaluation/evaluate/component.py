@@ -29,7 +29,7 @@ def evaluate(
     Args:
         model: A Hugging Face directory, or the output of quantize.
         test: Chat records that the model was not trained on.
-        evaluation: Accuracy, perplexity and every prediction.
+        evaluation: Accuracy, overlap with the references, calibration, perplexity and every prediction.
         metrics: The same figures for the dashboard.
         confusion: How often each reference answer got which answer, for tasks with few different answers.
     """

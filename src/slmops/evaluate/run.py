@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import math
 import os
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from slmops import artifacts
 from slmops.artifacts import Sidecar
+from slmops.evaluate import metrics
 from slmops.evaluate.config import EvaluateConfig
+from slmops.evaluate.losses import own_losses, reference_losses
 from slmops.evaluate.matches import Match, match_of, same_text
+from slmops.evaluate.metrics import Loss, Prediction
 from slmops.inference.runtime import Runtime, open_runtime
 from slmops.progress import Progress, log
 from slmops.records import ChatRecord, read_jsonl, read_records, write_jsonl
@@ -23,13 +24,6 @@ from slmops.variants import find_model
 STEP = "evaluate"
 PREDICTIONS = "predictions.jsonl"
 
-MAX_CLASSES = 80
-MAX_CLASS_CHARS = 100
-OTHER = "(other)"
-
-Z_95 = 1.959963984540054
-"""Quantile of the normal distribution for a two-sided 95 % interval."""
-
 
 def run(config: EvaluateConfig, *, model: Path, test: Path, evaluation: Path) -> Sidecar:
     """Answer the prompts of `test` with `model`, compare, and keep every answer.
@@ -37,6 +31,7 @@ def run(config: EvaluateConfig, *, model: Path, test: Path, evaluation: Path) ->
     Raises:
         ArtifactError: an input is missing or half-written.
         ConfigError: a row's task is unknown, or its settings are wrong.
+        DataError: no row fits into the model's context.
         ModelError: the model cannot be loaded.
     """
     files = find_model(model, config.variant)
@@ -54,8 +49,9 @@ def run(config: EvaluateConfig, *, model: Path, test: Path, evaluation: Path) ->
         )
         log.info("%d rows with %s", len(records), runtime.name)
         answers = _answer(runtime, records, config)
-        losses = _losses(runtime, records, config)
-        predictions = compare(records, answers, match_of(config.match, tasks))
+        losses = reference_losses(runtime, records, config.batch_size)
+        own = own_losses(runtime, records, answers, losses, config.batch_size)
+        predictions = compare(records, answers, match_of(config.match, tasks), losses, own)
         write_jsonl(draft.path / PREDICTIONS, predictions)
         draft.facts |= (
             summarize(predictions)
@@ -64,7 +60,7 @@ def run(config: EvaluateConfig, *, model: Path, test: Path, evaluation: Path) ->
                 "variant": files.variant,
                 "model_digest": files.digest,
                 "size_bytes": files.size_bytes,
-                "perplexity": perplexity(losses),
+                "perplexity": metrics.perplexity([loss for loss in losses if loss]),
                 "match": config.match,
                 "runtime": runtime.name,
             }
@@ -86,17 +82,18 @@ def _answer(runtime: Runtime, records: Sequence[ChatRecord], config: EvaluateCon
     return [answers[index] for index in range(len(records))]
 
 
-def _losses(runtime: Runtime, records: Sequence[ChatRecord], config: EvaluateConfig) -> list[tuple[float, int]]:
-    losses: list[tuple[float, int]] = []
-    with Progress(f"{STEP} perplexity", len(records)) as progress:
-        for start in range(0, len(records), config.batch_size):
-            losses += runtime.answer_losses(records[start : start + config.batch_size])
-            progress.advance(min(config.batch_size, len(records) - start))
-    return losses
+def compare(
+    records: Sequence[ChatRecord],
+    answers: Sequence[str],
+    matches: Match,
+    losses: Sequence[Loss | None],
+    own: Sequence[Loss | None],
+) -> list[Prediction]:
+    """One prediction per record, in the form in which predictions are kept.
 
-
-def compare(records: Sequence[ChatRecord], answers: Sequence[str], matches: Match) -> list[dict[str, Any]]:
-    """One prediction per record, in the form in which predictions are kept."""
+    `losses` are of the references, `own` of the answers. A prediction's `loss` is the reference's in nats per token,
+    its `confidence` the probability that the model gives to its own whole answer; None where that is not known.
+    """
     return [
         {
             "id": record.id,
@@ -105,22 +102,25 @@ def compare(records: Sequence[ChatRecord], answers: Sequence[str], matches: Matc
             "prediction": answer,
             "correct": matches(answer, record),
             "exact": same_text(answer, record.completion),
+            "confidence": metrics.confidence(of_answer),
+            "loss": of_reference[0] / of_reference[1] if of_reference else None,
             "stratum": record.stratum,
         }
-        for record, answer in zip(records, answers, strict=True)
+        for record, answer, of_reference, of_answer in zip(records, answers, losses, own, strict=True)
     ]
 
 
-def summarize(predictions: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Counts and rates of predictions, all and by stratum."""
+def summarize(predictions: Sequence[Prediction]) -> dict[str, Any]:
+    """Counts and rates of predictions, all and by stratum; overlap with the references; calibration."""
     num_rows = len(predictions)
     num_correct = sum(row["correct"] for row in predictions)
-    low, high = wilson_interval(num_correct, num_rows)
+    low, high = metrics.wilson_interval(num_correct, num_rows)
     strata: dict[str, list[int]] = {}
     for row in predictions:
         counts = strata.setdefault(row["stratum"], [0, 0])
         counts[0] += row["correct"]
         counts[1] += 1
+    macro_f1 = metrics.macro_f1(predictions)
     return {
         "num_rows": num_rows,
         "num_correct": num_correct,
@@ -128,6 +128,9 @@ def summarize(predictions: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "accuracy_low": low,
         "accuracy_high": high,
         "exact_match": sum(row["exact"] for row in predictions) / num_rows,
+        **({} if macro_f1 is None else {"macro_f1": macro_f1}),
+        **metrics.overlap(predictions),
+        **metrics.calibration(predictions),
         "by_stratum": dict(sorted(strata.items())),
     }
 
@@ -153,38 +156,6 @@ def task_metrics(
 
 def write_confusion_matrix(evaluation: Path, path: Path) -> tuple[list[str], list[list[int]]]:
     """Count the predictions that `run` kept in `evaluation`; write the matrix to `path` as JSON, and return it."""
-    classes, matrix = confusion_matrix([row for _, row in read_jsonl(evaluation / PREDICTIONS)])
+    classes, matrix = metrics.confusion_matrix([row for _, row in read_jsonl(evaluation / PREDICTIONS)])
     artifacts.write_json(path, {"classes": classes, "matrix": matrix})
     return classes, matrix
-
-
-def confusion_matrix(predictions: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[int]]]:
-    """Classes, and how many rows of each class (first index) were answered with which class (second index).
-
-    Classes are the most frequent short reference answers and, last, OTHER: every other reference, and every answer that
-    is none of them. A right answer counts for its reference's class, however it is written.
-    """
-    references = Counter(row["reference"].strip() for row in predictions)
-    short = [name for name, _ in references.most_common() if len(name) <= MAX_CLASS_CHARS]
-    classes = [*sorted(short[:MAX_CLASSES]), OTHER]
-    index = {name: number for number, name in enumerate(classes)}
-    matrix = [[0] * len(classes) for _ in classes]
-    for row in predictions:
-        reference = row["reference"].strip()
-        answer = reference if row["correct"] else row["prediction"].strip()
-        matrix[index.get(reference, -1)][index.get(answer, -1)] += 1
-    return classes, matrix
-
-
-def wilson_interval(num_correct: int, num_rows: int) -> tuple[float, float]:
-    """95 % score interval of a share (Wilson 1927, doi:10.1080/01621459.1927.10502953)."""
-    share = num_correct / num_rows
-    spread = Z_95**2 / num_rows
-    centre = (share + spread / 2) / (1 + spread)
-    half = Z_95 / (1 + spread) * math.sqrt(share * (1 - share) / num_rows + spread / (4 * num_rows))
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def perplexity(losses: Sequence[tuple[float, int]]) -> float:
-    """exp of the mean negative log-likelihood per token, from (sum in nats, tokens) per row."""
-    return math.exp(min(sum(loss for loss, _ in losses) / sum(tokens for _, tokens in losses), 700.0))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,15 +9,17 @@ from typing import Any
 
 from markupsafe import Markup
 
-from slmops.artifacts import Summary
 from slmops.gate import charts, lineage, tables
 from slmops.gate.config import RAW_MEMORY_GOAL, GateConfig
 from slmops.gate.judge import Check, Judgement, Subject, Verdict
 from slmops.pages import formatting, page
+from slmops.pages.curves import Curve, loss_curve
+from slmops.pages.examples import Example, answer, example
 from slmops.pages.formatting import NOTHING, fraction, less, share, size
 from slmops.records import read_jsonl
 
 PREDICTIONS = "predictions.jsonl"
+CANDIDATE = "Candidate"
 MAX_WRONG, MAX_RIGHT = 6, 4
 
 CHECK_NAMES = {
@@ -29,25 +30,6 @@ CHECK_NAMES = {
     "memory_saved": "Memory saved above the runtime's floor",
     "size_saved": "Size saved of the full-precision student's",
 }
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a model said to a prompt."""
-
-    text: str
-    correct: bool
-
-
-@dataclass(frozen=True)
-class Example:
-    """One row of the test, with the answers of the candidate and, where it is known, the teacher."""
-
-    prompt: str
-    earlier_turns: int
-    reference: str
-    candidate: Answer
-    teacher: Answer | None
 
 
 @dataclass(frozen=True)
@@ -63,15 +45,6 @@ class Headline:
     """Whether less was asked for than the goal: then a pass does not mean that the goal is met."""
 
 
-@dataclass(frozen=True)
-class Curve:
-    """The losses of one training run."""
-
-    title: str
-    chart: Markup
-    caption: str
-
-
 def read_examples(teacher_evaluation: Path, candidate_evaluation: Path) -> list[Example]:
     """Some rows that the candidate got wrong, then some that it got right, in the order of the test.
 
@@ -85,8 +58,8 @@ def read_examples(teacher_evaluation: Path, candidate_evaluation: Path) -> list[
         if len(rows) < limit:
             rows.append(row)
     chosen = {row.get("id"): row for row in wrong + right}
-    teachers = {row.get("id"): _answer(row) for row in _rows(teacher_evaluation) if row.get("id") in chosen}
-    return [_example(row, teachers.get(row_id)) for row_id, row in chosen.items()]
+    teachers = {row.get("id"): answer(row) for row in _rows(teacher_evaluation) if row.get("id") in chosen}
+    return [example(row, {"Teacher": teachers.get(row_id), CANDIDATE: answer(row)}) for row_id, row in chosen.items()]
 
 
 def render(
@@ -242,26 +215,11 @@ def _accuracy_chart(config: GateConfig, subjects: Sequence[Subject]) -> Markup |
 
 
 def _curves(artifacts: Sequence[lineage.Artifact]) -> list[Curve]:
-    curves = []
-    for artifact in artifacts:
-        training, validation = (_points(artifact.summary, name) for name in ("loss_curve", "validation_curve"))
-        if not training and not validation:
-            continue
-        ends = [
-            f"{name} loss {formatting.digits3(points[0][1])} → {formatting.digits3(points[-1][1])}"
-            for name, points in (("training", training), ("validation", validation))
-            if points
-        ]
-        steps = max(points[-1][0] for points in (training, validation) if points)
-        title = f"{artifact.name.capitalize()}, {artifact.summary.step}"
-        caption = f"{steps:,.0f} steps; {'; '.join(ends)}"
-        curves.append(Curve(title, charts.loss_chart(training, validation, f"{title}: {caption}"), caption))
-    return curves
-
-
-def _points(summary: Summary, name: str) -> list[tuple[float, float]]:
-    points = summary.facts.get(name) or []
-    return [(step, loss) for step, loss in points if loss is not None and math.isfinite(loss)]
+    drawn = [
+        loss_curve(f"{artifact.name.capitalize()}, {artifact.summary.step}", artifact.summary.facts)
+        for artifact in artifacts
+    ]
+    return [curve for curve in drawn if curve]
 
 
 def _roles(subjects: Sequence[Subject]) -> dict[str, str]:
@@ -280,13 +238,3 @@ def _rows(evaluation: Path) -> Iterator[dict[str, Any]]:
     path = evaluation / PREDICTIONS
     if path.is_file():
         yield from (row for _, row in read_jsonl(path))
-
-
-def _answer(row: dict[str, Any]) -> Answer:
-    return Answer(str(row.get("prediction", "")), bool(row.get("correct")))
-
-
-def _example(row: dict[str, Any], teacher: Answer | None) -> Example:
-    turns = [str(turn.get("content", "")) for turn in row.get("prompt") or [] if turn.get("role") != "system"]
-    prompt = turns[-1] if turns else ""
-    return Example(prompt, max(0, len(turns) - 1), str(row.get("reference", "")), _answer(row), teacher)

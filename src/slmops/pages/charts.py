@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from markupsafe import Markup
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # Matplotlib takes no CSS variables: each stands for one until the SVG is written.
@@ -25,8 +26,9 @@ _COLORS = {
     "#080808": "var(--candidate)",
     "#090909": "var(--train)",
     "#0a0a0a": "var(--held-out)",
+    "#0b0b0b": "var(--untrained)",
 }
-INK, MUTED, RULE, TRAINING, VALIDATION, TEACHER, STUDENT, CANDIDATE, TRAIN, HELD_OUT = _COLORS
+INK, MUTED, RULE, TRAINING, VALIDATION, TEACHER, STUDENT, CANDIDATE, TRAIN, HELD_OUT, UNTRAINED = _COLORS
 
 _STYLE = {
     "svg.fonttype": "none",
@@ -74,3 +76,13 @@ def svg(draw: Callable[[Figure], None], width: int, height: int, label: str) -> 
         svg = svg.replace(color, variable)
     head = f'<svg class="chart" role="img" aria-label="{escape(label)}" viewBox="0 0 {width} {height}" width="{width}"'
     return Markup(head + svg[svg.index(">") :])  # noqa: S704 - made here, and matplotlib escapes what it draws
+
+
+def name_rows(axes: Axes, names: list[str]) -> None:
+    """Name what is drawn at 0, 1, 2, … of the vertical axis, the first one on top."""
+    axes.set_yticks(range(len(names)), names)
+    for tick in axes.get_yticklabels():
+        tick.set_color(INK)
+    axes.invert_yaxis()
+    axes.grid(visible=False, axis="y")
+    axes.spines["left"].set_visible(False)
