@@ -11,10 +11,11 @@ TORCH_INDEX ?=
 CHECKOV_VERSION := 3.3.30
 DATATROVE_VERSION := 0.10.1
 LLAMA_CPP_VERSION := 0.3.36
+TRL_VERSION := 1.16.0
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -c constraints.txt
 
-.PHONY: help demo test test-llama-cpp check compile images e2e-containers bench-data render check-manifests new clean
+.PHONY: help demo test test-llama-cpp check compile images e2e-containers bench-data bench-distill render check-manifests new clean
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 17
@@ -53,6 +54,10 @@ bench-data: $(VENV)/.dev .venv-bench/.done ## Data and teachers beside their pee
 	$(BIN)/python -m tests.benchmarks.generation_memory
 	$(BIN)/python -m tests.benchmarks.endpoint
 
+bench-distill: $(VENV)/.dev .venv-trl/.done ## Distillation beside TRL and a plain Trainer, on an idle machine (an hour); prints Markdown
+	$(BIN)/python -m tests.benchmarks.distillation --peer .venv-trl/bin/python $(ARGS)
+	$(BIN)/python -m tests.benchmarks.loss_memory
+
 render: $(VENV)/.dev ## Show what a cluster would get: make render OVERLAY=production (or edge/pools/x86-cpu)
 	@test -n "$(OVERLAY)" || { echo 'usage: make render OVERLAY=dev|staging|production, or a folder below manifests/'; exit 2; }
 	@$(BIN)/kubectl kustomize $(or $(wildcard manifests/overlays/$(OVERLAY)),manifests/$(OVERLAY))
@@ -69,12 +74,17 @@ new: $(VENV)/.dev ## Scaffold a component: make new STEP=verb_noun CATEGORY=trai
 	$(BIN)/slmops new $(STEP) --category $(CATEGORY)
 
 clean: ## Remove the virtual environment and everything that runs have written
-	rm -rf $(VENV) .venv-bench .venv-checkov .venv-llama .work build dist src/*.egg-info
+	rm -rf $(VENV) .venv-bench .venv-checkov .venv-llama .venv-trl .work build dist src/*.egg-info
 
 # What slmops is measured against, in an environment of its own.
 .venv-bench/.done:
 	$(PYTHON) -m venv .venv-bench
 	.venv-bench/bin/python -m pip --disable-pip-version-check install --quiet 'datatrove[io,processing]==$(DATATROVE_VERSION)'
+	@touch $@
+
+.venv-trl/.done:
+	$(PYTHON) -m venv .venv-trl
+	.venv-trl/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt 'trl==$(TRL_VERSION)' torch
 	@touch $@
 
 # checkov pins versions that clash with ours, so it has an environment of its own.
