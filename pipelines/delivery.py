@@ -34,10 +34,21 @@ def measure_full_precision(recipe: EdgeRecipe, who: str, *, model, test) -> Meas
     return measure(recipe, who, model=model, variant=FULL_PRECISION, test=test)
 
 
-def deliver(recipe: EdgeRecipe, *, teacher: Measured, student: Measured, model, test, store_uri, channel) -> None:
+def deliver(
+    recipe: EdgeRecipe,
+    *,
+    teacher: Measured,
+    student: Measured,
+    model,
+    test,
+    store_uri,
+    channel,
+    after: PipelineTask | None = None,
+) -> None:
     """Quantize the student `model`, judge the candidate beside `teacher` and `student`, and publish what passes.
 
     `publish` refuses any verdict but `pass`, which fails the pipeline; `gate` succeeds, so that its report shows.
+    What is to be seen in any case comes before `publish`: `after`.
     """
     quantized = quantize(model=model, **recipe.quantize.parameters())
     variants = quantized.outputs["quantized"]
@@ -51,4 +62,6 @@ def deliver(recipe: EdgeRecipe, *, teacher: Measured, student: Measured, model, 
         candidate_benchmark=candidate.benchmark.outputs["benchmark"],
         **recipe.gate.parameters(),
     )
-    publish(variants=variants, verdict=judged.outputs["verdict"], store_uri=store_uri, channel=channel)
+    published = publish(variants=variants, verdict=judged.outputs["verdict"], store_uri=store_uri, channel=channel)
+    if after:
+        published.after(after)

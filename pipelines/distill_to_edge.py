@@ -2,13 +2,11 @@
 
 from kfp import dsl
 from kfp.dsl.graph_component import GraphComponent
-from slmops_components.training.distill.component import distill, distill_on_nodes
-from slmops_components.training.finetune.component import finetune, finetune_on_nodes
-from slmops_pipelines.delivery import deliver, measure_full_precision
-from slmops_pipelines.generation import generate
+from slmops_pipelines.delivery import deliver
 from slmops_pipelines.intake import take_in
 from slmops_pipelines.placement import place_tasks
 from slmops_pipelines.recipes.distill_to_edge import Recipe
+from slmops_pipelines.teaching import teach
 
 
 def distill_to_edge(recipe: Recipe) -> GraphComponent:
@@ -36,7 +34,7 @@ def distill_to_edge(recipe: Recipe) -> GraphComponent:
             completion_template: The assistant's turn, with column names in braces.
             system_prompt: The system turn of every conversation that has none; empty for no such turn.
         """
-        train, validation, test, base = take_in(
+        data = take_in(
             recipe,
             data_uri=data_uri,
             base_model_uri=base_model_uri,
@@ -45,30 +43,16 @@ def distill_to_edge(recipe: Recipe) -> GraphComponent:
             completion_template=completion_template,
             system_prompt=system_prompt,
         )
-
-        train_teacher = finetune_on_nodes if recipe.finetune.num_nodes > 1 else finetune
-        teacher = train_teacher(train=train, validation=validation, base=base, **recipe.finetune.parameters())
-        teacher.set_display_name("finetune-teacher")
-        teacher_model = teacher.outputs["model"]
-        responses = generate(recipe.generate_responses, recipe.placement, prompts=train, teacher=teacher_model)
-        train_student = distill_on_nodes if recipe.distill.num_nodes > 1 else distill
-        student = train_student(
-            responses=responses,
-            validation=validation,
-            teacher=teacher_model,
-            student=teacher_model,
-            **recipe.distill.parameters(),
-        )
-        student_model = student.outputs["model"]
-
+        taught = teach(recipe, data)
         deliver(
             recipe,
-            teacher=measure_full_precision(recipe, "teacher", model=teacher_model, test=test),
-            student=measure_full_precision(recipe, "student", model=student_model, test=test),
-            model=student_model,
-            test=test,
+            teacher=taught.teacher,
+            student=taught.student,
+            model=taught.model,
+            test=data.test,
             store_uri=store_uri,
             channel=channel,
+            after=taught.evidence,
         )
         place_tasks(recipe.placement)
 

@@ -101,11 +101,14 @@ STEPS = {
     "prepare_data": Needs(cpu=2, memory_gib=8, timeout_h=4, store=True),
     "generate_responses": Needs(cpu=2, timeout_h=24, gpu=True),
     "merge_responses": Needs(memory_gib=2, timeout_h=4),
+    "withhold_labels": Needs(memory_gib=2, timeout_h=1),
     "synthesize": Needs(cpu=2, timeout_h=24, gpu=True, store=True),
     "finetune": Needs(cpu=4, timeout_h=48, gpu=True),
     "distill": Needs(cpu=4, timeout_h=48, gpu=True),
     "quantize": Needs(cpu=4, timeout_h=4),
     "evaluate": Needs(cpu=4, timeout_h=12),
+    "lm_evaluate": Needs(cpu=4, timeout_h=24),
+    "compare": Needs(memory_gib=4, timeout_h=2),
     # A benchmark speaks of the machine it ran on and of that hour.
     "benchmark": Needs(cpu=4, timeout_h=4, cached=False),
     "gate": Needs(memory_gib=2, timeout_h=0.5),
@@ -181,7 +184,7 @@ def _more_teachers(task: PipelineTask) -> list[dict[str, Any]]:
 
 
 def _wants_gpu(task: PipelineTask, step: str) -> bool:
-    if step == "evaluate":  # what is quantized for CPUs is judged on one
+    if step in ("evaluate", "lm_evaluate"):  # what is quantized for CPUs is judged on one
         return task.inputs.get("variant") == FULL_PRECISION
     if step == "preflight":  # it waits in the queue for GPUs only if it is to check them
         return bool(task.inputs.get("min_gpus"))

@@ -1,10 +1,14 @@
 """Sections of the recipes whose Config has a field that the pipeline fills in."""
 
-from typing import ClassVar
+from typing import ClassVar, Literal, Self
 
+from pydantic import Field, model_validator
 from slmops_pipelines.placement import GpuProfile, Placement
 
 from slmops.benchmark.config import BenchmarkConfig
+from slmops.compare.config import CompareConfig
+from slmops.config import Config
+from slmops.distill.config import DistillConfig
 from slmops.evaluate.config import EvaluateConfig
 from slmops.finetune.config import FinetuneConfig
 from slmops.gate.config import GateConfig
@@ -13,6 +17,7 @@ from slmops.kubeflow.recipe import Recipe
 from slmops.preflight.config import PreflightConfig
 from slmops.prepare_data.config import PrepareDataConfig
 from slmops.quantize.config import QuantizeConfig
+from slmops.withhold_labels.config import WithholdLabelsConfig
 
 
 class PreflightSection(PreflightConfig):
@@ -69,6 +74,60 @@ class EdgeRecipe(Recipe):
     """What the candidate must reach."""
     placement: Placement = Placement()
     """The nodes of a cluster that steps run on."""
+
+
+class Labels(Config):
+    """Which rows have a label."""
+
+    given: Literal["all", "few"] = "all"
+    """What the teacher is fine-tuned on: all rows, or those that withhold_labels leaves a label."""
+
+
+class Evidence(Config):
+    """Other students that show what distillation added."""
+
+    wanted: bool = True
+    """Whether the student is set beside the same one without training, and trained on the labels alone."""
+    labels_only_epochs: float = Field(default=1.0, gt=0, le=1000)
+    """Passes of the latter over the labelled rows."""
+
+
+class DistillRecipe(EdgeRecipe):
+    """A fine-tuned teacher and a student."""
+
+    labels: Labels = Labels()
+    """Whether all rows have one."""
+    withhold_labels: WithholdLabelsConfig = WithholdLabelsConfig()
+    """How many those are."""
+    generate_responses: GenerateSection = GenerateSection(logits_top_k=64)
+    """What the teacher leaves for the student."""
+    distill: DistillConfig = DistillConfig()
+    """How the student learns; layers are those of the model that it starts from."""
+    evidence: Evidence = Evidence()
+    """What it is compared with."""
+    compare: CompareConfig = CompareConfig()
+    """How."""
+
+    @model_validator(mode="after")
+    def _logits_fit(self) -> Self:
+        if self.distill.objective == "logits" and self.distill.teacher_logits == "cached":
+            kept = self.generate_responses
+            if kept.logits_top_k == 0:
+                raise ValueError(
+                    "distill.teacher_logits=cached needs generate_responses.logits_top_k of 1 or more, got 0"
+                )
+            if kept.logits_temperature != self.distill.temperature:
+                raise ValueError(
+                    "distill.temperature must equal generate_responses.logits_temperature "
+                    f"{kept.logits_temperature:g}, at which the logits are cached, got {self.distill.temperature:g}"
+                )
+        return self
+
+    def without_teacher(self, num_epochs: float) -> DistillConfig:
+        """The same training of the same student on labels alone."""
+        of_teachers = ("hidden_weight", "attention_weight", "on_policy_start", "on_policy_end")
+        changes = dict.fromkeys(of_teachers, 0.0) | {"objective": "responses", "num_epochs": num_epochs}
+        return DistillConfig.create(self.distill.model_dump() | changes)
 
 
 L4 = GpuProfile(memory_gib=22, node_selector={"nvidia.com/gpu.product": "NVIDIA-L4"})

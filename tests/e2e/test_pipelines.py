@@ -62,7 +62,9 @@ def test_banking77_runs_through_the_same_pipeline_by_settings_alone(tiny_model: 
         completion_template="{category}",
         prepare_data__split_by="seed",
         prepare_data__stratify_by="category",
-        finetune__num_epochs=0.4,
+        labels__given="few",
+        evidence__wanted="true",
+        finetune__num_epochs=4,
         evaluate__match="exact",
     )
     record = json.loads((tmp_path / "run" / "run.json").read_text())
@@ -71,6 +73,14 @@ def test_banking77_runs_through_the_same_pipeline_by_settings_alone(tiny_model: 
     assert (done.returncode, (tmp_path / "store/v1/metadata").exists()) in {(0, True), (3, False)}
     rows = Path(record["tasks"]["prepare-data"]["outputs"]["train"]) / "rows.jsonl"
     assert len(rows.read_text().splitlines()) > 8000
+    labelled = artifacts.read(Path(record["tasks"]["withhold-labels"]["outputs"]["labelled"]))
+    assert (labelled.facts["num_rows"], labelled.facts["num_classes"]) == (770, 77)
+    comparison = artifacts.read(Path(record["tasks"]["compare"]["outputs"]["comparison"]))
+    assert {"teacher_accuracy", "untrained_accuracy", "labels_only_accuracy", "distilled_accuracy"} <= set(
+        comparison.facts
+    )
+    assert comparison.facts["num_rows"] == 64
+    assert "<svg" in Path(record["tasks"]["compare"]["outputs"]["report"]).read_text()
 
 
 def test_finetune_to_edge_publishes_a_fine_tuned_model(tiny_model: Path, tmp_path: Path) -> None:

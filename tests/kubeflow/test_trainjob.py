@@ -553,6 +553,6 @@ def test_a_trainjob_that_is_really_run_and_loses_a_node_gives_the_model_that_one
 
 
 def kill_once_it_has_trained(work: Path, process: subprocess.Popen[str]) -> None:
-    while not list(work.glob("*.work/checkpoint.pt")) and process.poll() is None:
+    while not list(work.glob("*.work/checkpoint.json")) and process.poll() is None:
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)

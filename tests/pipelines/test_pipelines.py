@@ -21,6 +21,7 @@ COMPILED, MANIFESTS = checkout() / "pipelines" / "compiled", checkout() / "manif
 REQUIRED = {
     "data_uri": "rows.csv",
     "base_model_uri": "base",
+    "student_model_uri": "student",
     "store_uri": "./store",
     "endpoint_url": "https://teacher/v1",
 }
@@ -81,6 +82,8 @@ def test_what_distill_to_edge_runs(tmp_path: Path) -> None:
         "finetune-teacher",
         "generate-responses",
         "distill",
+        *(f"{what}-{who}" for what in ("distill", "evaluate") for who in ("untrained", "labels-only")),
+        "compare",
         "quantize",
         *(f"{what}-{who}" for what in ("evaluate", "benchmark") for who in ("teacher", "student", "candidate")),
         "gate",
@@ -127,7 +130,7 @@ def test_changes_are_typed_and_checked_by_the_steps_own_settings() -> None:
     assert changed.distill.keep_layers == [0, 2]
     with pytest.raises(ConfigError) as error:
         with_changes(recipe, {"distill.num_epochs": "-1", "gate.min_rows": "many"})
-    assert "distill.num_epochs: input should be greater than 0, got '-1'" in str(error.value)
+    assert "distill.num_epochs: input should be greater than or equal to 0, got '-1'" in str(error.value)
     assert "gate.min_rows: input should be a valid integer" in str(error.value)
 
 

@@ -48,7 +48,9 @@ def test_an_error_is_one_line_with_an_exit_code(tmp_path: Path) -> None:
     ran = _slmops("run", "distil_to_edge", cwd=tmp_path)
     assert ran.returncode == 2
     assert ran.stdout == ""
-    assert ran.stderr.startswith("error: no pipeline is called distil_to_edge; the pipelines are: distill_to_edge, ")
+    assert ran.stderr.startswith(
+        "error: no pipeline is called distil_to_edge; the pipelines are: distill_pair_to_edge, distill_to_edge, "
+    )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -86,12 +88,14 @@ def test_a_list_that_is_not_json_is_refused() -> None:
 
 
 def test_an_unknown_recipe_is_refused_with_the_known_ones() -> None:
-    assert "its recipes are: default, demo, smoke" in _error("compile", "distill_to_edge", "--recipe", "fast")
+    assert "its recipes are: banking77_few_labels, default, demo, smoke" in _error(
+        "compile", "distill_to_edge", "--recipe", "fast"
+    )
 
 
 def test_compile_lists_pipelines_and_recipes() -> None:
     output = CliRunner().invoke(app, ["compile"]).output
-    assert "distill_to_edge: recipes default, demo, smoke" in output
+    assert "distill_to_edge: recipes banking77_few_labels, default, demo, smoke" in output
 
 
 def test_compile_writes_what_run_takes(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import errno
 import importlib
 import inspect
 import pkgutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, get_args, get_origin
@@ -81,7 +82,9 @@ def scalars(annotation: object) -> list[object]:
 def test_exit_codes_say_whether_a_retry_may_help() -> None:
     leaves = [item for _, item in inspect.getmembers(errors, inspect.isclass) if issubclass(item, errors.SlmopsError)]
     for error in leaves:
-        if issubclass(error, errors.TransientError):
+        if issubclass(error, errors.Stopped):
+            assert error.exit_code == 128 + signal.SIGTERM
+        elif issubclass(error, errors.TransientError):
             assert error.exit_code == 75
         elif issubclass(error, errors.GateError):
             assert error.exit_code == 3

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import onnxruntime_genai as og
 
 from slmops.errors import ModelError
 from slmops.inference.runtime import Prompt
 from slmops.records import ChatRecord
+
+ROWS = 128
+"""Positions whose logits are held in double precision at once: with 150,000 tokens each takes 1.2 MB, twice."""
 
 
 class GenAIRuntime:
@@ -35,7 +39,10 @@ class GenAIRuntime:
         self.context_length = int(settings["context_length"])
 
     def stream(self, prompt: Prompt, max_new_tokens: int) -> Iterator[int]:
-        ids = self._encode(prompt, to_answer=True)
+        return self.continue_ids(self._encode(prompt, to_answer=True), max_new_tokens)
+
+    def continue_ids(self, ids: Sequence[int], max_new_tokens: int) -> Iterator[int]:
+        """Yield the likeliest next token ids one by one, up to the model's end of turn."""
         generator = self._generator(min(len(ids) + max_new_tokens, self.context_length))
         generator.append_tokens(ids)
         for _ in range(max_new_tokens):
@@ -51,22 +58,31 @@ class GenAIRuntime:
         return [self.tokenizer.decode(list(self.stream(prompt, max_new_tokens))) for prompt in prompts]
 
     def answer_losses(self, records: Sequence[ChatRecord]) -> list[tuple[float, int]]:
-        import numpy as np
-
         losses = []
         for record in records:
             prompt = self._encode(record.prompt, to_answer=True)
             ids = self._encode([message.model_dump() for message in record.messages], to_answer=False)
             ends = [at for at in range(len(prompt), len(ids)) if ids[at] in self.end_tokens]
             ids = ids[: ends[0] + 1] if ends else ids
-            generator = self._generator(len(ids) + 1)
-            generator.append_tokens(ids)
-            logits = generator.get_output("logits")[0, len(prompt) - 1 : -1].astype(np.float64)
-            peak = logits.max(-1, keepdims=True)
-            log_sums = np.log(np.exp(logits - peak).sum(-1)) + peak[:, 0]
-            targets = ids[len(prompt) :]
-            losses.append((float((log_sums - logits[np.arange(len(targets)), targets]).sum()), len(targets)))
+            log_probs, _ = self.log_likelihoods(ids, len(ids) - len(prompt))
+            losses.append((-sum(log_probs), len(log_probs)))
         return losses
+
+    def log_likelihoods(self, ids: Sequence[int], num_scored: int) -> tuple[list[float], bool]:
+        """Log-probabilities in nats of the last `num_scored` tokens of `ids`, each given all before it.
+
+        Returns:
+            num_scored log-probabilities, and whether each of these tokens was the likeliest.
+        """
+        if not num_scored:
+            return [], True
+        generator = self._generator(len(ids))
+        generator.append_tokens(ids[:-1])
+        logits, targets = generator.get_output("logits")[0, -num_scored:], ids[-num_scored:]
+        log_probs: list[float] = []
+        for start in range(0, num_scored, ROWS):
+            log_probs += _log_softmax_at(logits[start : start + ROWS], targets[start : start + ROWS])
+        return log_probs, logits.argmax(-1).tolist() == list(targets)
 
     def _encode(self, messages: Prompt, *, to_answer: bool) -> list[int]:
         text = self.tokenizer.apply_chat_template(json.dumps(list(messages)), add_generation_prompt=to_answer)
@@ -76,3 +92,14 @@ class GenAIRuntime:
         parameters = og.GeneratorParams(self.model)
         parameters.set_search_options(max_length=max_length, do_sample=False)
         return og.Generator(self.model, parameters)
+
+
+def _log_softmax_at(logits: Any, targets: Sequence[int]) -> list[float]:
+    """Log-softmax of each row of `logits` [rows, vocabulary] at its target."""
+    import numpy as np  # a process that only answers need not hold it
+
+    wide = logits.astype(np.float64)
+    peak = wide.max(-1)
+    log_sums = np.log(np.exp(wide - peak[:, None]).sum(-1)) + peak
+    found: list[float] = (wide[np.arange(len(targets)), targets] - log_sums).tolist()
+    return found

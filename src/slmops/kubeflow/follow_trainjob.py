@@ -149,7 +149,7 @@ class _View:
             why += ": it needs more memory; lower micro_batch_size or max_length, or ask for more"
             return Failure(name, why, UserError, lines, order=0)
         if said:
-            error = {2: UserError, 75: TransientError}.get(int(said["code"]), SlmopsError)
+            error = {2: UserError, 75: TransientError, 143: TransientError}.get(int(said["code"]), SlmopsError)
             order = 3 if error is TransientError else 0  # it may only have missed a pod that ended before
             return Failure(name, f"{why}: {said['message']}", error, lines, order)
         if evicted or code in KILLED or not ended:

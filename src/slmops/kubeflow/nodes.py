@@ -41,7 +41,7 @@ STEP_CONTAINER = "main"
 NOT_FORWARDED = {TRANSIENT_RETRIES, RUNNER_PID, TERMINATION_LOG, WORK_DIR}
 
 
-def train(step: str, config: TrainingConfig, *, task_config: TaskConfig, model: Path, **inputs: Path) -> Sidecar:
+def train(step: str, config: TrainingConfig, *, task_config: TaskConfig, model: Path, **inputs: Path | None) -> Sidecar:
     """Run a training step: in this process, or in a TrainJob if KFP forwarded the task's pod settings to this step.
 
     Args:
@@ -49,21 +49,22 @@ def train(step: str, config: TrainingConfig, *, task_config: TaskConfig, model: 
         config: its settings.
         task_config: what KFP was told about the task's pods; KFP fills it in for a component that asks for it.
         model: where the trained model goes.
-        inputs: the other paths of the step, by name.
+        inputs: the other paths of the step, by name; None for one that it goes without.
 
     Raises:
         ConfigError: several nodes are asked for where there are none.
         SlmopsError: the training failed.
     """
     forwarded = {name: value for name, value in vars(task_config).items() if value}
+    given = {name: path for name, path in inputs.items() if path is not None}
     if forwarded:
-        return _train_on_nodes(step, config, forwarded, model, inputs)
+        return _train_on_nodes(step, config, forwarded, model, given)
     if config.num_nodes > 1:
         raise ConfigError(
             f"num_nodes is {config.num_nodes}, but this step trains in its own pod; use the component {step}_on_nodes "
             f"in a pipeline on a cluster, with a shared volume at {MOUNTED_WORK_DIR}, or set num_nodes=1"
         )
-    sidecar: Sidecar = importlib.import_module(f"slmops.{step}.run").run(config, model=model, **inputs)
+    sidecar: Sidecar = importlib.import_module(f"slmops.{step}.run").run(config, model=model, **given)
     return sidecar
 
 

@@ -14,6 +14,7 @@ from itertools import islice, takewhile
 import numpy as np
 import torch
 
+from slmops import hardware
 from slmops.progress import log
 from slmops.teachers.choosing import choose, top_k_records
 from slmops.teachers.interface import Decoding
@@ -111,11 +112,6 @@ def _room(request: Request) -> int:
     return len(request.ids) + request.max_new_tokens
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether fewer rows at once may help."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
 class Decoder:
     """Answers requests with a packed model."""
 
@@ -154,7 +150,7 @@ class Decoder:
                 else:
                     return
             except RuntimeError as error:
-                if not is_out_of_memory(error) or self.max_rows == 1:
+                if not hardware.is_out_of_memory(error) or self.max_rows == 1:
                     raise
                 waiting = [row.request for row in self.rows] + waiting
                 self._halve()

@@ -16,7 +16,7 @@ from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, 
 from slmops import hardware, memory, models, torch_models
 from slmops.progress import log
 from slmops.teachers.choosing import choose, top_k_records
-from slmops.teachers.decoding import FEWER_AT_ONCE, Decoder, Request, is_out_of_memory
+from slmops.teachers.decoding import FEWER_AT_ONCE, Decoder, Request
 from slmops.teachers.interface import STOP, Answer, Decoding, Failure, Question
 from slmops.teachers.packed import NotPackable, PackedModel
 from slmops.training.batches import encode
@@ -155,7 +155,7 @@ class TransformersTeacher:
                                 logits_processor=LogitsProcessorList([chooser]),
                             )
                     except RuntimeError as error:
-                        if not is_out_of_memory(error) or len(batch) == 1:
+                        if not hardware.is_out_of_memory(error) or len(batch) == 1:
                             raise
                         size = len(batch) // 2
                         log.info(FEWER_AT_ONCE, size)
