@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from slmops.errors import DataError
 from slmops.evaluate.metrics import Loss
-from slmops.inference.runtime import Runtime
+from slmops.inference.runtime import Runtime, shortest_first
 from slmops.progress import Progress, log
 from slmops.records import ChatRecord
 
@@ -62,17 +62,17 @@ def _with_answer(record: ChatRecord, answer: str) -> ChatRecord:
 
 
 def _losses(runtime: Runtime, records: Sequence[ChatRecord], batch_size: int, what: str) -> list[Loss | None]:
-    losses: list[Loss | None] = []
+    order = shortest_first([record.prompt for record in records])
+    losses: dict[int, Loss | None] = {}
     with Progress(what, len(records)) as progress:
-        for start in range(0, len(records), batch_size):
-            batch = records[start : start + batch_size]
-            found = _fitting(runtime, batch)
-            if len(found) < len(batch):  # which one is missing shows only when each is asked alone
-                losses += [next(iter(_fitting(runtime, [record])), None) for record in batch]
-            else:
-                losses += found
-            progress.advance(len(batch))
-    return losses
+        for start in range(0, len(order), batch_size):
+            indices = order[start : start + batch_size]
+            found: Sequence[Loss | None] = _fitting(runtime, [records[index] for index in indices])
+            if len(found) < len(indices):  # which one is missing shows only when each is asked alone
+                found = [next(iter(_fitting(runtime, [records[index]])), None) for index in indices]
+            losses |= zip(indices, found, strict=True)
+            progress.advance(len(indices))
+    return [losses[index] for index in range(len(records))]
 
 
 def _fitting(runtime: Runtime, records: Sequence[ChatRecord]) -> list[Loss]:

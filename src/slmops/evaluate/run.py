@@ -14,7 +14,7 @@ from slmops.evaluate.config import EvaluateConfig
 from slmops.evaluate.losses import own_losses, reference_losses
 from slmops.evaluate.matches import Match, match_of, same_text
 from slmops.evaluate.metrics import Loss, Prediction
-from slmops.inference.runtime import Runtime, open_runtime
+from slmops.inference.runtime import Runtime, open_runtime, shortest_first
 from slmops.progress import Progress, log
 from slmops.records import ChatRecord, read_jsonl, read_records, write_jsonl
 from slmops.tasks.interface import Task
@@ -70,8 +70,8 @@ def run(config: EvaluateConfig, *, model: Path, test: Path, evaluation: Path) ->
 
 
 def _answer(runtime: Runtime, records: Sequence[ChatRecord], config: EvaluateConfig) -> list[str]:
-    """Answers in the order of `records`, asked in the order of their length, so that batches hold little padding."""
-    order = sorted(range(len(records)), key=lambda index: sum(len(turn["content"]) for turn in records[index].prompt))
+    """Answers in the order of `records`."""
+    order = shortest_first([record.prompt for record in records])
     answers: dict[int, str] = {}
     with Progress(f"{STEP} answers", len(records)) as progress:
         for start in range(0, len(order), config.batch_size):

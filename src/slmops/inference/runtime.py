@@ -28,6 +28,11 @@ class Runtime(Protocol):
         """For each record, the negative log-likelihood of its completion in nats, and the completion's tokens."""
 
 
+def shortest_first(prompts: Sequence[Prompt]) -> list[int]:
+    """Their indices in the order of their length, in which neighbours make batches with little padding."""
+    return sorted(range(len(prompts)), key=lambda index: sum(len(turn["content"]) for turn in prompts[index]))
+
+
 def open_runtime(directory: Path, *, quantized: bool, dtype: str, num_threads: int, batch_size: int = 1) -> Runtime:
     """Load a Hugging Face directory with transformers, or a quantized variant with ONNX Runtime GenAI.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ import transformers
 from slmops import hardware, torch_models
 from slmops.inference.runtime import Prompt
 from slmops.records import ChatRecord
-from slmops.training.batches import batches_by_length, encode, encode_rows, pad_left
+from slmops.training.batches import collate, encode, encode_rows, pad_left
 from slmops.training.head import SparseHead
 
 
@@ -63,12 +64,26 @@ class TorchRuntime:
 
     @torch.inference_mode()
     def answer_losses(self, records: Sequence[ChatRecord]) -> list[tuple[float, int]]:
-        head = SparseHead(self.model)
         longest = int(getattr(self.model.config, "max_position_embeddings", 1_000_000))
         rows = encode_rows(self.tokenizer, records, longest, last_turn_only=True)
+        rows.sort(key=lambda row: len(row.input_ids))
         losses: dict[int, tuple[float, int]] = {}
-        for batch in batches_by_length(rows, self.batch_size, self.tokenizer.pad_token_id, self.model.device):
-            values = F.cross_entropy(head.logits(batch), batch.target_ids, reduction="none")
+        for start in range(0, len(rows), self.batch_size):
+            batch = collate(
+                rows[start : start + self.batch_size],
+                self.tokenizer.pad_token_id,
+                self.model.device,
+                shared_prefix=self._shares_prefix,
+            )
+            values = F.cross_entropy(self._head.logits(batch), batch.target_ids, reduction="none")
             for row, value in zip(batch.rows, values.split([len(row.targets) for row in batch.rows]), strict=True):
                 losses[row.index] = (float(value.sum()), len(row.targets))
         return [losses[index] for index in sorted(losses)]
+
+    @cached_property
+    def _head(self) -> SparseHead:
+        return SparseHead(self.model)
+
+    @cached_property
+    def _shares_prefix(self) -> bool:
+        return self._head.shares_prefix()
