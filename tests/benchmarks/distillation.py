@@ -233,23 +233,33 @@ def _spread(values: list[float]) -> str:
     return f"{statistics.mean(values):.3f} ± {statistics.stdev(values) if len(values) > 1 else 0.0:.3f}"
 
 
+def _dtypes() -> list[str]:
+    import torch
+
+    from slmops.hardware import pick_dtype
+
+    chosen = str(pick_dtype("auto", torch.device("cpu"))).removeprefix("torch.")
+    return ["float32"] if chosen == "float32" else ["float32", chosen]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer", type=Path, help="Python of an environment with trl; without it that side is left out")
     parser.add_argument("--model", type=Path, help="the teacher, a Hugging Face directory")
     parser.add_argument("--rows", type=Path, help="chat records, rows.jsonl")
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--held-out", type=int, default=200)
+    parser.add_argument("--held-out", type=int, default=100)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--dtype", nargs="+", help="default: float32, and bfloat16 where the processor multiplies it")
     parser.add_argument("--sides", nargs="+", default=list(SIDES))
     parser.add_argument("--task", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.task:
         train_ours(json.loads(options.task.read_text()))
         return
+    options.dtype = options.dtype or _dtypes()
     if options.model is None or options.rows is None:
         options.model, options.rows = teacher_of_the_demo()
     sides = [side for side in options.sides if side != "trl" or options.peer]
