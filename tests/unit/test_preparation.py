@@ -53,5 +53,5 @@ def test_elsewhere_layers_stay_as_they_are(applied: list[Any], device: str, mode
 
 
 def test_a_gpu_without_liger_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preparation.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     preparation._use_liger(model("cuda", "llama"))
