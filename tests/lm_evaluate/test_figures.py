@@ -22,7 +22,7 @@ from slmops.lm_evaluate.results import RESULTS, numbers
 from slmops.quantize.config import QuantizeConfig
 from slmops.quantize.run import run as quantize
 from slmops.records import write_jsonl
-from tests.lm_tasks import (
+from tests.lm_evaluate.lm_tasks import (
     NUM_ROWS,
     TASKS,
     TURN,
@@ -30,27 +30,11 @@ from tests.lm_tasks import (
     PlainGenAI,
     answers,
     expected,
-    go_offline,
     lm_evaluate,
     rows_of,
     samples,
     write_task,
-    write_tasks,
 )
-
-
-@pytest.fixture
-def task_files(held_out_rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    go_offline(monkeypatch, tmp_path / "cache")
-    return write_tasks(tmp_path / "tasks", held_out_rows)
-
-
-@pytest.fixture(scope="module")
-def teacher_variants(tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny teacher quantized: a variants artifact with `cpu-int4`."""
-    path = tmp_path_factory.mktemp("teacher") / "variants"
-    quantize(QuantizeConfig(), model=tiny_teacher, variants=path)
-    return path
 
 
 def test_the_figures_of_a_model_are_those_of_transformers_alone(

@@ -26,36 +26,18 @@ from slmops.edge.pull import pull
 from slmops.errors import ConfigError, SlmopsError, TransientError, UserError
 from slmops.publish.config import PublishConfig
 from slmops.publish.run import run as publish
-from slmops.quantize.config import QuantizeConfig
-from slmops.quantize.run import run as quantize
 from tests.judged import write_verdict
-from tests.lm_tasks import (
+from tests.lm_evaluate.lm_tasks import (
     TASKS,
     Plain,
     answers,
     expected,
-    go_offline,
     lm_evaluate,
     rows_of,
     write_task,
-    write_tasks,
 )
 from tests.teachers import misbehaving
 from tests.teachers.misbehaving import Server
-
-
-@pytest.fixture
-def task_files(held_out_rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    go_offline(monkeypatch, tmp_path / "cache")
-    return write_tasks(tmp_path / "tasks", held_out_rows)
-
-
-@pytest.fixture(scope="module")
-def teacher_variants(tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny teacher quantized: a variants artifact with `cpu-int4`."""
-    path = tmp_path_factory.mktemp("teacher") / "variants"
-    quantize(QuantizeConfig(), model=tiny_teacher, variants=path)
-    return path
 
 
 @pytest.fixture

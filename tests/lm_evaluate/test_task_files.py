@@ -10,20 +10,12 @@ import yaml
 
 from slmops.errors import ConfigError, DataError
 from slmops.records import write_jsonl
-from tests.lm_tasks import (
+from tests.lm_evaluate.lm_tasks import (
     TASKS,
-    go_offline,
     lm_evaluate,
     samples,
     write_task,
-    write_tasks,
 )
-
-
-@pytest.fixture
-def task_files(held_out_rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    go_offline(monkeypatch, tmp_path / "cache")
-    return write_tasks(tmp_path / "tasks", held_out_rows)
 
 
 def test_missing_data_says_how_to_bring_it(tiny_model: Path, task_files: Path, tmp_path: Path) -> None:
