@@ -22,8 +22,8 @@ def demo() -> Recipe:
             "finetune": {"num_epochs": 0.16, "learning_rate": 7e-4, "batch_size": 4, "max_length": 128},
             "generate_responses": {"max_rows": 2000, "max_new_tokens": 40, "batch_size": 128},
             "distill": {
-                "num_epochs": 1.2,
-                "learning_rate": 1e-3,
+                "num_epochs": 2,
+                "learning_rate": 7e-4,
                 "batch_size": 8,
                 "max_length": 128,
                 "keep_layers": [0, 6, 12, 18, 24, 29],
@@ -56,7 +56,7 @@ def banking77_few_labels() -> Recipe:
             "generate_responses": {"max_new_tokens": 24, "batch_size": 128},
             "distill": {
                 "num_epochs": 3,
-                "learning_rate": 1e-3,
+                "learning_rate": 7e-4,
                 "batch_size": 16,
                 "max_length": 160,
                 "keep_layers": [0, 6, 12, 18, 24, 29],

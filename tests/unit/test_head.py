@@ -33,7 +33,7 @@ def model(tiny_model: Path) -> PreTrainedModel:
 @pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiles of two positions, blocks of one."""
-    monkeypatch.setattr(heads, "TILE_ELEMENTS", {"cpu": 2 * 1024})
+    monkeypatch.setattr(heads, "TILE_BYTES", {"cpu": 8 * 1024})
     monkeypatch.setattr(heads, "BLOCK_ELEMENTS", {"cpu": 1024})
 
 
@@ -155,7 +155,7 @@ class Largest(TorchDispatchMode):
 def test_the_largest_tensor_does_not_grow_with_positions_or_vocabulary(
     vocabulary: int, model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(heads, "TILE_ELEMENTS", {"cpu": 1 << 18})
+    monkeypatch.setattr(heads, "TILE_BYTES", {"cpu": 1 << 20})
     monkeypatch.setattr(heads, "BLOCK_ELEMENTS", {"cpu": 1 << 17})
     head = SparseHead(model)
     head.head = torch.nn.Linear(4, vocabulary, bias=False).requires_grad_(False)

@@ -21,7 +21,7 @@ class Source(Protocol):
     """Where a teacher's distribution comes from."""
 
     def distances(self, batch: Batch, options: dict[str, bool]) -> tuple[TileLoss, Any]:
-        """The distance to the teacher, and the teacher's outputs where it runs, with what `options` ask for."""
+        """The distance to the teacher, and the outputs of one that runs where `options` ask for more of them."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,7 @@ class OnlineSource:
         with torch.no_grad():
             outputs = self.head.decode(batch, **options)
             hidden = at_targets(outputs.last_hidden_state, batch)
+        kept = outputs if options else None  # else its cache of keys and values would be held with it
 
         def tile(at: slice) -> BlockLoss:
             with torch.no_grad():
@@ -77,7 +78,7 @@ class OnlineSource:
                 log_probs(logits, self.temperature), log_probs(teacher(rows), self.temperature)
             )
 
-        return tile, outputs
+        return tile, kept
 
 
 @dataclass(frozen=True)
@@ -101,8 +102,9 @@ class Objective:
     def __call__(self, head: SparseHead, batch: Batch) -> torch.Tensor:
         """Sum of the loss over the N positions of `batch`."""
         options = self.matching.options if self.matching else {}
-        student = head.decode(batch, **options)
+        # Teachers first: what their forward passes need is free again before the student's activations are there.
         distances = [source.distances(batch, options) for source in self.sources]
+        student = head.decode(batch, **options)
         soft = (1 - self.hard_label_weight) * self.temperature**2
         tiles = [(soft * weight, tile) for weight, (tile, _) in zip(self.weights, distances, strict=True)]
         if self.hard_label_weight:

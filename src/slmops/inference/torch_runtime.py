@@ -25,6 +25,8 @@ class TorchRuntime:
         self.name = f"transformers {transformers.__version__}"
         self.batch_size = batch_size
         device = hardware.pick_device()
+        if batch_size > 1 and device.type == "cpu":  # alone, a prompt makes no large tensors, and memory is measured
+            hardware.keep_freed_memory()
         self.tokenizer = torch_models.load_tokenizer(directory)
         self.model = torch_models.load_model(directory, dtype=hardware.pick_dtype(dtype, device), device=device)
 

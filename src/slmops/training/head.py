@@ -1,7 +1,7 @@
 """The language model's head, computed only where there is loss, and in tiles, so that full logits are never held.
 
-Most of a small model's work is its vocabulary. A tile holds the logits of as many positions as fit into a fixed number
-of elements, in the compute type; the loss and its gradient are found in it block by block, in float32, while the block
+Most of a small model's work is its vocabulary. A tile holds the logits of as many positions as fit into a fixed size,
+in the compute type; the loss and its gradient are found in it block by block, in float32, while the block
 is in the processor's cache. The gradient takes the place of the logits, and two matrix products hand it on. So what the
 loss needs in memory depends neither on the number of positions nor on the size of the vocabulary (docs/adr/0024).
 """
@@ -27,8 +27,8 @@ BlockLoss = Callable[[torch.Tensor, slice], torch.Tensor]
 TileLoss = Callable[[slice], BlockLoss]
 """What a tile needs, such as a teacher's logits, made once for the tile; given where in the N positions it is."""
 
-TILE_ELEMENTS = {"cpu": 1 << 24, "cuda": 1 << 27}
-"""Logits of one tile: enough positions for the matrix products. 32 and 256 MB in bfloat16."""
+TILE_BYTES = {"cpu": 1 << 25, "cuda": 1 << 28}
+"""Logits of one tile, in the compute type: enough positions for the matrix products."""
 BLOCK_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 27}
 """Logits of one block: 4 MB in float32, which a CPU's cache holds. A GPU would only launch more kernels."""
 
@@ -189,7 +189,7 @@ class _TiledLoss(torch.autograd.Function):
         hidden_gradient = torch.empty_like(hidden) if wanted and ctx.needs_input_grad[0] else None
         weight_gradient = torch.zeros_like(weight, dtype=torch.float32) if wanted and ctx.needs_input_grad[1] else None
         bias_gradient = torch.zeros_like(bias) if wanted and bias is not None and ctx.needs_input_grad[2] else None
-        for at in _slices(len(hidden), TILE_ELEMENTS[kind] // len(weight)):
+        for at in _slices(len(hidden), TILE_BYTES[kind] // (weight.itemsize * len(weight))):
             logits = F.linear(hidden[at], weight, bias)
             with torch.autocast(kind, enabled=False):
                 total += _replace_by_gradient(logits, tile_loss(at), wanted, BLOCK_ELEMENTS[kind] // len(weight))
