@@ -1,9 +1,9 @@
 """The language model's head, computed only where there is loss, and in tiles, so that full logits are never held.
 
 Most of a small model's work is its vocabulary. A tile holds the logits of as many positions as fit into a fixed size,
-in the compute type; the loss and its gradient are found in it block by block, in float32, while the block
-is in the processor's cache. The gradient takes the place of the logits, and two matrix products hand it on. So what the
-loss needs in memory depends neither on the number of positions nor on the size of the vocabulary (docs/adr/0024).
+in the compute type; the loss and its gradient are found in it block by block, in float32, while the block is in the
+processor's cache. The gradient takes the place of the logits, and two matrix products hand it on. So what the loss
+needs in memory depends neither on the number of positions nor on the size of the vocabulary (docs/adr/0024).
 """
 
 from __future__ import annotations
