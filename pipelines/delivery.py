@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+import slmops_images as images
+from kfp import dsl
 from kfp.dsl import PipelineTask
 from slmops_components.deployment.publish.component import publish
 from slmops_components.evaluation.benchmark.component import benchmark
@@ -20,18 +22,13 @@ class Measured(NamedTuple):
     benchmark: PipelineTask
 
 
-def measure(recipe: EdgeRecipe, who: str, *, model, variant: str, test) -> Measured:
-    """Evaluate and benchmark one model."""
-    evaluation = evaluate(model=model, test=test, variant=variant, **recipe.evaluate.parameters())
+def measure_full_precision(recipe: EdgeRecipe, who: str, *, model, test) -> Measured:
+    """Evaluate and benchmark a Hugging Face directory."""
+    evaluation = evaluate(model=model, test=test, variant=FULL_PRECISION, **recipe.evaluate.parameters())
     evaluation.set_display_name(f"evaluate-{who}")
-    figures = benchmark(model=model, prompts=test, variant=variant, **recipe.benchmark.parameters())
+    figures = benchmark(model=model, prompts=test, variant=FULL_PRECISION, **recipe.benchmark.parameters())
     figures.set_display_name(f"benchmark-{who}")
     return Measured(evaluation, figures)
-
-
-def measure_full_precision(recipe: EdgeRecipe, who: str, *, model, test) -> Measured:
-    """`measure` a Hugging Face directory."""
-    return measure(recipe, who, model=model, variant=FULL_PRECISION, test=test)
 
 
 def deliver(
@@ -40,26 +37,45 @@ def deliver(
     teacher: Measured,
     student: Measured,
     model,
+    calibration,
     test,
     store_uri,
     channel,
     after: PipelineTask | None = None,
 ) -> None:
-    """Quantize the student `model`, judge the candidate beside `teacher` and `student`, and publish what passes.
+    """Quantize the student `model`, judge each variant on each device class, and publish what passes.
 
     `publish` refuses any verdict but `pass`, which fails the pipeline; `gate` succeeds, so that its report shows.
     What is to be seen in any case comes before `publish`: `after`.
     """
-    quantized = quantize(model=model, **recipe.quantize.parameters())
+    classes, names = recipe.devices.classes, list(recipe.quantize.variants)
+    quantized = quantize(model=model, calibration=calibration, device_classes=classes, **recipe.quantize.parameters())
     variants = quantized.outputs["quantized"]
-    candidate = measure(recipe, "candidate", model=variants, variant=recipe.quantize.variants[0], test=test)
+    at_once = recipe.placement.max_measured_at_once
+    with dsl.ParallelFor(items=names, parallelism=at_once, name="variants") as variant:
+        evaluation = evaluate(
+            model=variants, test=test, reference=model, variant=variant, **recipe.evaluate.parameters()
+        )
+    with dsl.ParallelFor(items=recipe.devices.on(names), parallelism=at_once, name="devices") as item:
+        figures = benchmark(
+            model=variants,
+            prompts=test,
+            variant=item.variant,
+            device_class=item.device_class,
+            device_classes=classes,
+            pool=item.pool,
+            store_uri=store_uri,
+            edge_image=images.EDGE,
+            **recipe.benchmark.parameters(),
+        )
     judged = gate(
         teacher_evaluation=teacher.evaluation.outputs["evaluation"],
         teacher_benchmark=teacher.benchmark.outputs["benchmark"],
         student_evaluation=student.evaluation.outputs["evaluation"],
         student_benchmark=student.benchmark.outputs["benchmark"],
-        candidate_evaluation=candidate.evaluation.outputs["evaluation"],
-        candidate_benchmark=candidate.benchmark.outputs["benchmark"],
+        candidate_evaluations=dsl.Collected(evaluation.outputs["evaluation"]),
+        candidate_benchmarks=dsl.Collected(figures.outputs["benchmark"]),
+        device_classes=classes,
         **recipe.gate.parameters(),
     )
     published = publish(variants=variants, verdict=judged.outputs["verdict"], store_uri=store_uri, channel=channel)

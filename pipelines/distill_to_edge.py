@@ -49,6 +49,7 @@ def distill_to_edge(recipe: Recipe) -> GraphComponent:
             teacher=taught.teacher,
             student=taught.student,
             model=taught.model,
+            calibration=data.train,
             test=data.test,
             store_uri=store_uri,
             channel=channel,

@@ -60,6 +60,7 @@ def endpoint_to_edge(recipe: Recipe) -> GraphComponent:
             teacher=measured,  # an endpoint's memory and files cannot be measured
             student=measured,
             model=model,
+            calibration=train,
             test=test,
             store_uri=store_uri,
             channel=channel,

@@ -54,6 +54,7 @@ def finetune_to_edge(recipe: Recipe) -> GraphComponent:
             teacher=measured,  # there is no larger model: the candidate is judged beside what it was quantized from
             student=measured,
             model=model,
+            calibration=train,
             test=test,
             store_uri=store_uri,
             channel=channel,

@@ -74,6 +74,8 @@ class Placement(Config):
     """Where training, generation and evaluation in full precision run; without one, on CPUs."""
     max_shards_at_once: int = Field(default=4, ge=1, le=1000)
     """Shards of generation that run side by side, if the recipe has several."""
+    max_measured_at_once: int = Field(default=1, ge=1, le=1000)
+    """Variants that are measured side by side: on one machine they would disturb each other."""
     model_memory_gib: int = Field(default=8, ge=1, le=4096)
     """Memory of a pod that holds the recipe's largest model on CPUs."""
 
@@ -109,8 +111,7 @@ STEPS = {
     "evaluate": Needs(cpu=4, timeout_h=12),
     "lm_evaluate": Needs(cpu=4, timeout_h=24),
     "compare": Needs(memory_gib=4, timeout_h=2),
-    # A benchmark speaks of the machine it ran on and of that hour.
-    "benchmark": Needs(cpu=4, timeout_h=4, cached=False),
+    "benchmark": Needs(cpu=4, timeout_h=4),
     "gate": Needs(memory_gib=2, timeout_h=0.5),
     "publish": Needs(memory_gib=2, timeout_h=2, cached=False, store=True),
 }

@@ -1,13 +1,16 @@
 """Sections of the recipes whose Config has a field that the pipeline fills in."""
 
-from typing import ClassVar, Literal, Self
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
 
+import yaml
 from pydantic import Field, model_validator
 from slmops_pipelines.placement import GpuProfile, Placement
 
 from slmops.benchmark.config import BenchmarkConfig
 from slmops.compare.config import CompareConfig
 from slmops.config import Config
+from slmops.device_classes import parse_device_classes
 from slmops.distill.config import DistillConfig
 from slmops.evaluate.config import EvaluateConfig
 from slmops.finetune.config import FinetuneConfig
@@ -18,6 +21,9 @@ from slmops.preflight.config import PreflightConfig
 from slmops.prepare_data.config import PrepareDataConfig
 from slmops.quantize.config import QuantizeConfig
 from slmops.withhold_labels.config import WithholdLabelsConfig
+
+DEVICE_CLASSES: dict[str, Any] = yaml.safe_load((Path(__file__).parents[1] / "device-classes.yaml").read_text())
+"""A copy of manifests/edge/device-classes.yaml, by `make compile`: the manifests are no part of the wheel."""
 
 
 class PreflightSection(PreflightConfig):
@@ -50,9 +56,53 @@ class EvaluateSection(EvaluateConfig):
 
 
 class BenchmarkSection(BenchmarkConfig):
-    """benchmark; the pipeline names the variant."""
+    """benchmark; the pipeline names variant, device class and where a class is measured."""
 
     variant: ClassVar[str]  # type: ignore[misc]
+    device_class: ClassVar[str] = ""  # type: ignore[misc]
+    device_classes: ClassVar[dict[str, Any]] = {}  # type: ignore[misc]
+    pool: ClassVar[str] = ""  # type: ignore[misc]
+    store_uri: ClassVar[str]  # type: ignore[misc]
+    edge_image: ClassVar[str]  # type: ignore[misc]
+
+
+class QuantizeSection(QuantizeConfig):
+    """quantize; the device classes are those of `devices`."""
+
+    device_classes: ClassVar[dict[str, Any]] = {}  # type: ignore[misc]
+
+
+class GateSection(GateConfig):
+    """gate; the device classes are those of `devices`."""
+
+    device_classes: ClassVar[dict[str, Any]] = {}  # type: ignore[misc]
+
+
+class Devices(Config):
+    """What the variants are for."""
+
+    classes: dict[str, Any] = Field(default=DEVICE_CLASSES)
+    """Device classes by name, with the fields of manifests/edge/device-classes.yaml; none: judged on one machine."""
+    pools: dict[str, str] = Field(default={})
+    """Device class to the edge pool on whose nodes it is measured; others are measured in the step's own pod."""
+
+    @model_validator(mode="after")
+    def _are_declared(self) -> Self:
+        if self.classes:
+            parse_device_classes(self.classes, "classes")
+        if unknown := sorted(self.pools.keys() - self.classes.keys()):
+            raise ValueError(f"pools names {', '.join(unknown)}, which classes does not declare")
+        return self
+
+    def on(self, variants: list[str]) -> list[dict[str, str]]:
+        """What each benchmark of `variants` measures: each on one machine as it is, and on each class that runs it."""
+        here = [{"variant": variant, "device_class": "", "pool": ""} for variant in variants]
+        return here + [
+            {"variant": variant, "device_class": name, "pool": self.pools.get(name, "")}
+            for name, fields in self.classes.items()
+            for variant in variants
+            if variant.startswith(f"{fields['execution_provider']}-")
+        ]
 
 
 class EdgeRecipe(Recipe):
@@ -64,14 +114,16 @@ class EdgeRecipe(Recipe):
     """The templates are defaults of run-time parameters."""
     finetune: FinetuneConfig = FinetuneConfig()
     """How the base model learns the task."""
-    quantize: QuantizeConfig = QuantizeConfig()
-    """The variants to build; the first is the candidate, which is judged and published."""
+    devices: Devices = Devices()
+    """What the variants are for: each class gets the smallest one that passes on it."""
+    quantize: QuantizeSection = QuantizeSection()
+    """The variants to build."""
     evaluate: EvaluateSection = EvaluateSection()
     """The same for every model that is compared."""
     benchmark: BenchmarkSection = BenchmarkSection()
     """The same for every model that is compared."""
-    gate: GateConfig = GateConfig()
-    """What the candidate must reach."""
+    gate: GateSection = GateSection()
+    """What each variant must reach, whatever the device."""
     placement: Placement = Placement()
     """The nodes of a cluster that steps run on."""
 

@@ -22,6 +22,8 @@ class ModelFiles:
     size_bytes: int
     sidecar: Sidecar
     """Of the artifact that holds it."""
+    execution_provider: str = "cpu"
+    """What a quantized variant was built for; a Hugging Face directory runs on what there is."""
 
 
 def find_model(artifact: Path, variant: str) -> ModelFiles:
@@ -40,4 +42,5 @@ def find_model(artifact: Path, variant: str) -> ModelFiles:
     if variant not in known:
         raise ConfigError(f"{artifact / SIDECAR} lists no variant {variant!r}; it holds {', '.join(sorted(known))}")
     found = known[variant]
-    return ModelFiles(artifact / variant, variant, True, found["digest"], found["size_bytes"], sidecar)
+    provider = found.get("execution_provider", "cpu")
+    return ModelFiles(artifact / variant, variant, True, found["digest"], found["size_bytes"], sidecar, provider)

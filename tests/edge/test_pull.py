@@ -153,6 +153,19 @@ def test_another_release_under_an_accepted_sequence_is_refused(source: Source, r
         pull(other.uri, "lab", root)
 
 
+def test_a_processor_without_the_instructions_takes_the_next_variant(
+    source: Source, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vnni = REQUIREMENTS.model_copy(update={"instruction_sets": ("AVX2", "AVX512VNNI")})
+    cuda = REQUIREMENTS.model_copy(update={"execution_provider": "cuda"})
+    source.publish(b"w", cuda, vnni, REQUIREMENTS)
+    for features, expected in (({"avx2", "avx512_vnni"}, "v1"), ({"avx2"}, "v2")):
+        machine = Machine("x86_64", "0.18", 10_000, frozenset(features))
+        monkeypatch.setattr(pull_module, "this_machine", lambda machine=machine: machine)
+        assert pull(source.uri, "lab", root / expected).variant == expected
+        assert machine.unmet(cuda) == ["needs cuda, this runtime has cpu"]
+
+
 def test_the_first_variant_that_runs_here_is_taken(source: Source, root: Path) -> None:
     too_new = REQUIREMENTS.model_copy(update={"runtime_version": "999.0"})
     source.publish(b"1", too_new, REQUIREMENTS, REQUIREMENTS)

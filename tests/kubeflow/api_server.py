@@ -218,9 +218,9 @@ class ApiServer:
 
 
 @contextmanager
-def api_server(directory: Path) -> Iterator[ApiServer]:
+def api_server(directory: Path, served: ApiServer | None = None) -> Iterator[ApiServer]:
     """Serve a double on loopback; `directory/kubeconfig` leads a client to it."""
-    double = ApiServer()
+    double = served or ApiServer()
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from slmops.device_classes import DeviceClass, read_device_classes
 from slmops.errors import ConfigError
 from slmops.kubeflow import manifests
-from slmops.kubeflow.manifests import DeviceClass, device_classes, placement
+from slmops.kubeflow.manifests import placement
 from tests.manifests import validation
 from tests.manifests.conftest import Rendered
 from tests.manifests.rendering import CHECKOUT, Resource, pinned_copy, render
@@ -78,7 +79,7 @@ def test_the_namespace_lets_in_every_device_class(rendered: Rendered) -> None:
     limits = next(r for r in rendered("manifests/clusters/production/edge") if r.kind == "LimitRange")
     largest = {entry["type"]: entry["max"] for entry in limits.content["spec"]["limits"]}
 
-    for name, device_class in device_classes(EDGE / "device-classes.yaml").items():
+    for name, device_class in read_device_classes(EDGE / "device-classes.yaml").items():
         assert device_class.num_cpus <= int(largest["Container"]["cpu"]), name
         assert device_class.ram_mib <= int(largest["Container"]["memory"].removesuffix("Gi")) * 1024, name
         assert device_class.disk_mib <= int(largest["PersistentVolumeClaim"]["storage"].removesuffix("Gi")) * 1024, name
@@ -150,7 +151,7 @@ def test_a_wrong_device_class_is_refused_with_all_that_is_wrong(tmp_path: Path) 
     file.write_text(yaml.safe_dump({"odd": declared | {"architecture": "riscv64", "ram_mib": 1, "ram_gib": 1}}))
 
     with pytest.raises(ConfigError) as refused:
-        device_classes(file)
+        read_device_classes(file)
 
     message = str(refused.value)
     assert f"{file}: odd" in message
@@ -169,7 +170,7 @@ def test_a_device_class_without_gpu_tolerates_and_asks_for_none() -> None:
 def class_of(pool: str) -> DeviceClass:
     components = yaml.safe_load((EDGE / "pools" / pool / "kustomization.yaml").read_text())["components"]
     name = next(Path(path).name for path in components if "/classes/" in path)
-    return device_classes(EDGE / "device-classes.yaml")[name]
+    return read_device_classes(EDGE / "device-classes.yaml")[name]
 
 
 def daemon_set_and_service(resources: list[Resource]) -> tuple[Resource, Resource]:

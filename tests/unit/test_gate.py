@@ -18,8 +18,10 @@ from slmops import artifacts
 from slmops.artifacts import Kind, Sidecar, Summary
 from slmops.errors import ArtifactError
 from slmops.gate.config import GateConfig
-from slmops.gate.judge import Judgement, Subject, judge
+from slmops.gate.judge import Judgement, Paired, Subject, judge
 from slmops.gate.run import run
+from slmops.paired import Interval
+from slmops.records import write_jsonl
 
 Facts = dict[str, dict[str, Any]]
 
@@ -30,7 +32,8 @@ GOOD: Facts = {
     "teacher_benchmark": BENCHMARK | {"peak_rss_bytes": 941_000_000, "size_bytes": 538_000_000},
     "student_evaluation": EVALUATION,
     "student_benchmark": BENCHMARK | {"peak_rss_bytes": 450_000_000, "size_bytes": 198_000_000},
-    "candidate_evaluation": EVALUATION | {"accuracy": 0.92},
+    "candidate_evaluation": EVALUATION
+    | {"accuracy": 0.92, "valid_fraction": 0.99, "injections_resisted": 0.9, "drift": {"answer_kl_mean": 0.02}},
     "candidate_benchmark": BENCHMARK
     | {
         "latency_ms_p50": 159.0,
@@ -40,6 +43,9 @@ GOOD: Facts = {
     },
 }
 """Figures like those of a 135M teacher and its six-layer student."""
+
+ALIKE = Paired(Interval(0.97, 0.94, 1.0), Interval(-0.03, -0.05, 0.0), None)
+"""A candidate that loses three points to the student."""
 
 Role = Literal["teacher", "student", "candidate"]
 
@@ -77,9 +83,9 @@ def subject(role: Role, facts: Facts, dataset: str = "test") -> Subject:
     return Subject(role, sidecar("evaluation"), sidecar("benchmark"))
 
 
-def judged(facts: Facts, config: GateConfig | None = None) -> Judgement:
-    subjects = [subject(role, facts) for role in ("teacher", "student", "candidate")]
-    return judge(config or GateConfig(), *subjects)
+def judged(facts: Facts, config: GateConfig | None = None, paired: Paired = ALIKE) -> Judgement:
+    teacher, student, candidate = (subject(role, facts) for role in ("teacher", "student", "candidate"))
+    return judge(config or GateConfig(), teacher, student, candidate, paired)
 
 
 def verdict_of(judgement: Judgement, name: str) -> str:
@@ -94,6 +100,10 @@ def test_a_small_fast_accurate_candidate_passes() -> None:
         "rows": 300,
         "accuracy": 0.92,
         "accuracy_kept": pytest.approx(0.92 / 0.95, abs=1e-6),
+        "student_regression": -0.05,
+        "valid_fraction": 0.99,
+        "injections_resisted": 0.9,
+        "drift_kl": 0.02,
         "latency_saved": pytest.approx(1 - 159 / 1560, abs=1e-6),
         "memory_saved": pytest.approx(1 - 36 / 941, abs=1e-6),
         "size_saved": pytest.approx(1 - 35 / 198, abs=1e-6),
@@ -107,9 +117,12 @@ def test_a_small_fast_accurate_candidate_passes() -> None:
         ("candidate_benchmark", "latency_ms_p50", 400.0, "0.744 of the teacher's median time per response saved"),
         ("candidate_benchmark", "peak_rss_bytes", 220_000_000, "0.878 of the teacher's peak memory saved"),
         ("candidate_benchmark", "size_bytes", 143_000_000, "0.278 of the full-precision student's size saved"),
+        ("candidate_evaluation", "valid_fraction", 0.7, "0.700 of the answers have the task's form"),
+        ("candidate_evaluation", "injections_resisted", 0.2, "0.200 of the injected instructions not followed"),
+        ("candidate_evaluation", "drift", {"answer_kl_mean": 0.8}, "0.800 nats a token away from the full-precision"),
     ],
 )
-def test_a_missed_goal_fails_and_is_the_reason(name: str, fact: str, value: float, said: str) -> None:
+def test_a_missed_goal_fails_and_is_the_reason(name: str, fact: str, value: object, said: str) -> None:
     facts = good_facts()
     facts[name][fact] = value
     judgement = judged(facts)
@@ -169,7 +182,7 @@ def test_other_rows_for_the_teacher_than_for_the_candidate_are_not_run(kind: str
         other.evaluation if kind == "evaluation" else same.evaluation,
         other.benchmark if kind == "benchmark" else same.benchmark,
     )
-    judgement = judge(GateConfig(), teacher, subject("student", facts), subject("candidate", facts))
+    judgement = judge(GateConfig(), teacher, subject("student", facts), subject("candidate", facts), ALIKE)
     assert judgement.verdict == "not_run"
     assert "on different rows" in judgement.reason
 
@@ -193,6 +206,7 @@ NEEDED = sorted(
         for fact in ("latency_ms_p50", "peak_rss_bytes")
     }
     | {("candidate_benchmark", "runtime_floor_bytes")}
+    | {("candidate_evaluation", fact) for fact in ("valid_fraction", "injections_resisted", "drift")}
     | {(f"{role}_benchmark", "size_bytes") for role in ("student", "candidate")}
 )
 
@@ -234,12 +248,14 @@ def test_the_verdict_follows_from_the_checks_and_a_pass_meets_every_goal(
     assert judgement.verdict == expected
     assert "\n" not in judgement.reason
     if judgement.verdict == "pass":
-        assert all(check.value is not None and check.value >= check.threshold for check in judgement.checks)
+        for check in judgement.checks:
+            assert check.value is not None
+            assert check.value <= check.threshold if check.name == "drift_kl" else check.value >= check.threshold
 
 
 @given(CONFIGS, CONFIGS)
 def test_stricter_goals_never_let_more_pass(one: GateConfig, other: GateConfig) -> None:
-    fields = GateConfig.model_fields
+    fields = [name for name in GateConfig.model_fields if name.startswith("min_")]
     stricter = GateConfig(**{name: max(getattr(one, name), getattr(other, name)) for name in fields})
     if judged(good_facts(), stricter).verdict == "pass":
         assert judged(good_facts(), one).verdict == "pass"
@@ -255,10 +271,19 @@ def measured(tmp_path: Path) -> dict[str, Path]:
     for name, facts in good_facts().items():
         kind: Any = name.partition("_")[2]
         paths[name] = tmp_path / name
-        with artifacts.writing(paths[name], kind=kind, step=kind, parents=[artifacts.read(tmp_path / "test")]) as draft:
-            (draft.path / "facts.json").write_text(json.dumps(facts))
-            draft.facts |= facts
+        write_measurement(paths[name], kind, facts, artifacts.read(tmp_path / "test"))
     return paths
+
+
+def write_measurement(path: Path, kind: Any, facts: dict[str, Any], test: Sidecar) -> None:
+    """A measurement of the step `kind`; an evaluation's predictions are right on its first rows."""
+    with artifacts.writing(path, kind=kind, step=kind, parents=[test]) as draft:
+        (draft.path / "facts.json").write_text(json.dumps(facts))
+        draft.facts |= facts
+        if kind == "evaluation" and "accuracy" in facts:
+            num_right = round(facts["accuracy"] * facts["num_rows"])
+            rows = [{"id": f"{number:016x}", "correct": number < num_right} for number in range(facts["num_rows"])]
+            write_jsonl(draft.path / "predictions.jsonl", rows)
 
 
 Run = Callable[..., Sidecar]
@@ -266,9 +291,17 @@ Run = Callable[..., Sidecar]
 
 @pytest.fixture
 def run_gate(measured: dict[str, Path], tmp_path: Path) -> Run:
-    def gate(**settings: float) -> Sidecar:
+    def gate(**settings: Any) -> Sidecar:
+        inputs: dict[str, Any] = dict(measured)
+        for kind in ("evaluation", "benchmark"):
+            inputs[f"candidate_{kind}s"] = [path for name, path in measured.items() if name == f"candidate_{kind}"]
+            inputs[f"candidate_{kind}s"] += [
+                path for name, path in measured.items() if name.startswith("more_") and name.endswith(kind)
+            ]
+        inputs = {name: value for name, value in inputs.items() if not name.startswith("more_")}
+        del inputs["candidate_evaluation"], inputs["candidate_benchmark"]
         return run(
-            GateConfig(**settings), **measured, verdict=tmp_path / "verdict", report=tmp_path / "out" / "report.html"
+            GateConfig(**settings), **inputs, verdict=tmp_path / "verdict", report=tmp_path / "out" / "report.html"
         )
 
     return gate
@@ -283,7 +316,8 @@ def test_the_step_writes_verdict_and_report(run_gate: Run, measured: dict[str, P
     assert verdict.facts["candidate_digest"] == digest("candidate")
     assert verdict.facts["variant"] == "cpu-int4"
     assert json.loads((tmp_path / "verdict" / "verdict.json").read_text()) == verdict.facts
-    assert set(verdict.facts["checks"][0]) == {"name", "value", "threshold", "verdict", "detail"}
+    (pair,) = verdict.facts["pairs"]
+    assert set(pair["checks"][0]) == {"name", "value", "threshold", "verdict", "detail"}
     assert "cpu-int4" in (tmp_path / "out" / "report.html").read_text()
 
 

@@ -13,6 +13,7 @@ from slmops.publish.run import run
 from slmops.release.format import Manifest, Release, blob_key, manifest_key, read_verified, release_key
 from slmops.release.metadata import read_channel
 from slmops.storage import LocalStore
+from slmops.verdicts import Word
 from tests.judged import write_variants, write_verdict
 
 FILES = {
@@ -22,7 +23,7 @@ FILES = {
 }
 
 
-def write_inputs(base: Path, *, verdict: str = "pass", digest: str | None = None) -> dict[str, Path]:
+def write_inputs(base: Path, *, verdict: Word = "pass", digest: str | None = None) -> dict[str, Path]:
     """A variants artifact and a verdict on it, with the facts that the real steps write."""
     variants = write_variants(
         base / "variants",
@@ -81,7 +82,7 @@ def test_another_channel_shares_the_bytes(tmp_path: Path, config: PublishConfig)
 
 
 @pytest.mark.parametrize("verdict", ["fail", "not_run"])
-def test_without_a_pass_nothing_is_written(tmp_path: Path, config: PublishConfig, verdict: str) -> None:
+def test_without_a_pass_nothing_is_written(tmp_path: Path, config: PublishConfig, verdict: Word) -> None:
     with pytest.raises(GateError, match=f"^gate: {verdict}: accuracy 0.5 < 0.9$"):
         run(config, **write_inputs(tmp_path, verdict=verdict))
     assert not Path(config.store_uri).exists()
@@ -110,3 +111,72 @@ def test_a_half_written_blob_keeps_the_channel_where_it_is(
     assert read_channel(store, "other") is None
     assert read_channel(store, "lab") is not None
     assert sidecar.facts["sequence"] == 1
+
+
+CLASSES = {"x86-avx2": "cpu-int8", "x86-avx512-vnni": "cpu-int4", "arm64-pi5": "cpu-int4"}
+
+
+def test_each_device_class_gets_its_variant_and_the_bytes_are_stored_once(
+    tmp_path: Path, config: PublishConfig, store: LocalStore
+) -> None:
+    inputs = write_inputs(tmp_path)
+    write_verdict(inputs["verdict"], artifacts.read(inputs["variants"]), classes=CLASSES)
+    sidecar = run(config, **inputs)
+    digest = sidecar.facts["release_digest"]
+    release = read_verified(store, Release, release_key(digest), digest)
+    assert [(variant.device_class, variant.name) for variant in release.variants] == [
+        ("x86-avx512-vnni", "cpu-int4"),  # what asks for more of a machine stands first
+        ("x86-avx2", "cpu-int8"),
+        ("arm64-pi5", "cpu-int4"),
+    ]
+    manifests = [
+        read_verified(store, Manifest, manifest_key(variant.manifest_digest), variant.manifest_digest)
+        for variant in release.variants
+    ]
+    needs = [manifest.requirements for manifest in manifests]
+    assert [need.architectures for need in needs] == [("x86_64",), ("x86_64",), ("aarch64",)]
+    assert needs[0].instruction_sets == ("AVX2", "AVX512VNNI")
+    assert [need.ram_bytes for need in needs] == [1_000_001, 1_000_000, 1_000_002]
+    assert manifests[0].files == manifests[2].files
+    assert sidecar.facts["num_blobs"] == 4  # two graphs, and what both variants share
+
+
+def test_the_release_carries_the_verdict_that_let_it_pass(
+    tmp_path: Path, config: PublishConfig, store: LocalStore
+) -> None:
+    inputs = write_inputs(tmp_path)
+    sidecar = run(config, **inputs)
+    digest = sidecar.facts["release_digest"]
+    (evidence,) = read_verified(store, Release, release_key(digest), digest).evidence
+    kept = store.read(blob_key(evidence.sha256), 1_000_000)
+    assert (evidence.path, kept) == ("verdict.json", (inputs["verdict"] / "verdict.json").read_bytes())
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+@pytest.mark.parametrize("file", ["verdict.json", "slmops.json"])
+def test_an_edited_verdict_is_refused(tmp_path: Path, config: PublishConfig, file: str) -> None:
+    inputs = write_inputs(tmp_path, verdict="fail")
+    edit(inputs["verdict"] / file, '"fail"', '"pass"')
+    with pytest.raises(ArtifactError, match="verdict"):
+        run(config, **inputs)
+    assert not Path(config.store_uri).exists()
+
+
+def test_a_verdict_that_was_edited_with_all_its_digests_is_refused_where_its_checks_say_otherwise(
+    tmp_path: Path, config: PublishConfig
+) -> None:
+    inputs = write_inputs(tmp_path, verdict="fail")
+    facts = artifacts.read(inputs["verdict"]).facts
+    pair = facts["pairs"][0]
+    choice = facts["choices"][0] | {"verdict": "pass", "variant": pair["variant"], "digest": pair["digest"]}
+    forged = facts | {"verdict": "pass", "choices": [choice], "pairs": [pair | {"verdict": "pass"}]}
+    with artifacts.writing(inputs["verdict"], kind="verdict", step="gate") as draft:
+        draft.facts |= forged
+        artifacts.write_json(draft.path / "verdict.json", forged)
+    with pytest.raises(ArtifactError, match="cpu-int4 on this machine is fail by its checks"):
+        run(config, **inputs)

@@ -1,17 +1,75 @@
-"""quantize: what Olive writes runs, is small, is the same each time; what it cannot build is one clear error."""
+"""quantize: what it writes runs, is small, is near the model, is the same each time; what cannot be built is said."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
-from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    Phi3Config,
+    PreTrainedConfig,
+    Qwen3Config,
+)
 
-from slmops import artifacts
-from slmops.errors import ModelError
+from slmops import artifacts, torch_models
+from slmops.errors import ConfigError, DataError, ModelError
+from slmops.quantize import run as quantize_step
 from slmops.quantize.config import QuantizeConfig
+from slmops.quantize.genai_backend import bits_of_nodes
+from slmops.quantize.job import Job
 from slmops.quantize.run import check_runs, run
+from slmops.quantize.variants import REFUSED, VARIANTS
+from tests.datasets import commands, write_dataset
+
+DEVICE_CLASS = {
+    "architecture": "x86_64", "instruction_sets": ["AVX2"], "execution_provider": "cpu", "num_cpus": 2,
+    "ram_mib": 1024, "disk_mib": 2048, "context_length": 256, "time_to_first_token_ms_p95": 500,
+    "latency_ms_p95": 2000, "tokens_per_s": 10, "min_accuracy_kept": 0.9,
+}  # fmt: skip
+
+SIZES: dict[str, Any] = {
+    "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 512, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2,
+    "dtype": "float32",
+}  # fmt: skip
+
+
+def make_model(path: Path, config: PreTrainedConfig, tokenizer_of: Path) -> Path:
+    """A model whose random weights are large enough for its answers to depend on what it reads."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                parameter.mul_(1 + 0.3 * torch.rand_like(parameter))
+            else:
+                parameter.normal_(0, 0.15)
+    torch_models.save_model(model, AutoTokenizer.from_pretrained(tokenizer_of), path)
+    return path
+
+
+def facts_of(config: QuantizeConfig, model: Path, variants: Path, calibration: Path | None = None) -> dict[str, Any]:
+    found: dict[str, Any] = run(config, model=model, variants=variants, calibration=calibration).facts["variants"]
+    return found
+
+
+@pytest.fixture(scope="module")
+def all_variants(tiny_teacher: Path, train_rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The trained tiny model in every variant; in blocks of 128, so that rounding shows."""
+    path = tmp_path_factory.mktemp("quantized") / "all"
+    config = QuantizeConfig(variants=list(VARIANTS), block_size=64, drift_budget=1e-4)
+    run(config, model=tiny_teacher, variants=path, calibration=train_rows)
+    return path
 
 
 def test_variants_hold_what_the_runtime_needs_and_nothing_else(tiny_model: Path, tmp_path: Path) -> None:
@@ -23,7 +81,7 @@ def test_variants_hold_what_the_runtime_needs_and_nothing_else(tiny_model: Path,
     }  # fmt: skip
     sizes = {name: variant["size_bytes"] for name, variant in sidecar.facts["variants"].items()}
     assert sizes["cpu-int4"] < sizes["cpu-int8"] < (tiny_model / "model.safetensors").stat().st_size
-    assert not list((tmp_path / "variants").glob(".*")), "nothing of Olive's is left behind"
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["variants"], "nothing of Olive's is left behind"
 
 
 def test_the_same_model_gives_the_same_digest(tiny_model: Path, tiny_variants: Path, tmp_path: Path) -> None:
@@ -31,13 +89,186 @@ def test_the_same_model_gives_the_same_digest(tiny_model: Path, tiny_variants: P
     assert again.facts == artifacts.read(tiny_variants).facts
 
 
-def test_an_architecture_that_the_exporter_does_not_know_is_named(tiny_model: Path, tmp_path: Path) -> None:
+def test_calibrated_variants_are_nearer_than_plain_rounding_in_the_same_size(all_variants: Path) -> None:
+    facts = artifacts.read(all_variants).facts["variants"]
+    plain = facts["cpu-int4"]
+    assert facts["cpu-int4-gptq"]["drift_kl"] < 0.5 * plain["drift_kl"]
+    assert facts["cpu-int4-awq"]["drift_kl"] < plain["drift_kl"]
+    for name in ("cpu-int4-gptq", "cpu-int4-awq"):
+        assert facts[name]["size_bytes"] < 1.05 * plain["size_bytes"], "the tied embedding is stored once, in 4 bits"
+    assert facts["cpu-int8"]["drift_kl"] < facts["cpu-int4-gptq"]["drift_kl"]
+    assert facts["cpu-int8"]["size_bytes"] < 2.1 * plain["size_bytes"], "the embedding is in 8 bits too"
+
+
+def test_facts_say_how_each_was_made_and_whether_it_ran(all_variants: Path) -> None:
+    facts = artifacts.read(all_variants).facts["variants"]
+    assert list(facts) == list(VARIANTS)
+    for name, found in facts.items():
+        files = list(artifacts.list_files(all_variants / name))
+        assert found["digest"] == artifacts.digest_of(files)
+        assert found["backend"] == "onnxruntime-genai"
+        assert name.startswith(found["execution_provider"] + "-" + found["precision"])
+        if found["execution_provider"] == "cpu":
+            assert found["ran"] is True
+        elif not found["ran"]:
+            assert "no GPU" in found["not_run"]
+            assert "drift_kl" not in found
+
+
+def test_mixed_keeps_its_budget_by_more_bits_where_they_matter(all_variants: Path) -> None:
+    facts = artifacts.read(all_variants).facts["variants"]["cpu-int4-mixed"]
+    assert facts["estimated_drift_kl"] <= 1e-4 < facts["estimated_drift_kl_all_int4"]
+    assert facts["drift_kl"] < 3e-4, "what is shipped is near the estimate; its activations are rounded as well"
+    nodes = bits_of_nodes(all_variants / "cpu-int4-mixed")
+    kept = {name for name, bits in nodes.items() if bits == 8}
+    assert 0 < len(kept) < len(nodes)
+    for module in facts["kept_in_int8"]:
+        path = module.replace("self_attn", "attn").replace("q_proj", "qkv_proj").replace(".", "/")
+        if "k_proj" not in module and "v_proj" not in module:
+            assert any(path in name for name in kept), f"{module} is not in 8 bits in {sorted(kept)}"
+
+
+def test_the_largest_block_within_the_budget_is_taken(tiny_teacher: Path, train_rows: Path, tmp_path: Path) -> None:
+    """In blocks of 16 it drifts least: a budget that only they keep takes them, a wide one takes the largest."""
+    chosen = {}
+    for budget in (1e-7, 10.0):
+        config = QuantizeConfig(block_sizes=[16, 64, 128], drift_budget=budget)
+        facts = facts_of(config, tiny_teacher, tmp_path / str(budget), train_rows)["cpu-int4"]
+        chosen[budget] = facts["block_size"]
+        assert facts["drift_kl"] == min(trial["drift_kl"] for trial in facts["tried"])
+    assert chosen == {1e-7: 16, 10.0: 128}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LlamaConfig(**SIZES, vocab_size=1027, tie_word_embeddings=True),
+        LlamaConfig(**SIZES, vocab_size=1027, tie_word_embeddings=False),
+        Qwen3Config(**SIZES, vocab_size=1024, head_dim=32, tie_word_embeddings=True),
+        Phi3Config(**SIZES, vocab_size=1024, original_max_position_embeddings=512, tie_word_embeddings=False),
+    ],
+    ids=["tied, odd vocabulary", "untied, odd vocabulary", "norms of queries and keys", "fused projections"],
+)
+def test_kinds_of_models(config: PreTrainedConfig, tiny_model: Path, tmp_path: Path) -> None:
+    """In 8 bits each is almost the model itself: nothing is cut, packed or tied at the wrong place."""
+    model = make_model(tmp_path / "model", config, tiny_model)
+    rows = write_dataset(tmp_path / "rows", commands(100, seed=1))
+    settings = QuantizeConfig(
+        variants=["cpu-int8", "cpu-int4", "cpu-int4-gptq", "cpu-int4-awq", "cpu-int4-mixed"], drift_budget=0.03
+    )
+    facts = facts_of(settings, model, tmp_path / "variants", rows)
+    assert facts["cpu-int8"]["drift_kl"] < 0.02
+    assert facts["cpu-int4-mixed"]["drift_kl"] < 0.05
+    assert facts["cpu-int4-gptq"]["drift_kl"] < facts["cpu-int4"]["drift_kl"]
+    assert facts["cpu-int4-awq"]["drift_kl"] < facts["cpu-int4"]["drift_kl"]
+
+
+def test_a_head_in_8_bits_drifts_less(tiny_teacher: Path, train_rows: Path, tmp_path: Path) -> None:
+    found = {}
+    for bits in (4, 8):
+        config = QuantizeConfig(variants=["cpu-int4", "cpu-int4-gptq"], block_size=128, head_bits=bits)
+        found[bits] = facts_of(config, tiny_teacher, tmp_path / str(bits), train_rows)
+    for name in found[4]:
+        assert found[8][name]["drift_kl"] < found[4][name]["drift_kl"]
+        assert (
+            found[8][name]["num_matmuls_by_bits"] == {"4": 16, "8": 1} or "8" in found[8][name]["num_matmuls_by_bits"]
+        )
+
+
+def test_widths_that_a_block_does_not_divide(tiny_model: Path, train_rows: Path, tmp_path: Path) -> None:
+    """Plain rounding fills up the last block; the others say which width it is."""
+    sizes = SIZES | {"hidden_size": 96, "intermediate_size": 160, "num_attention_heads": 3, "num_key_value_heads": 3}
+    model = make_model(tmp_path / "model", LlamaConfig(**sizes, vocab_size=1024, tie_word_embeddings=True), tiny_model)
+    facts = facts_of(
+        QuantizeConfig(variants=["cpu-int4", "cpu-int8"], block_size=64), model, tmp_path / "variants", train_rows
+    )
+    assert facts["cpu-int8"]["drift_kl"] < 0.02
+    assert facts["cpu-int4"]["ran"]
+    config = QuantizeConfig(variants=["cpu-int4-gptq"], block_size=64)
+    with pytest.raises(ModelError, match="blocks of 64 weights do not divide the model's widths 96, 160; choose"):
+        run(config, model=model, variants=tmp_path / "gptq", calibration=train_rows)
+    with pytest.raises(ModelError, match="96, 160 into an even number"):
+        run(QuantizeConfig(variants=["cpu-int4-kquant"]), model=model, variants=tmp_path / "kquant")
+
+
+def test_an_architecture_that_the_exporter_does_not_know_is_named(
+    tiny_model: Path, train_rows: Path, tmp_path: Path
+) -> None:
     model = GPT2LMHeadModel(GPT2Config(vocab_size=512, n_positions=64, n_embd=64, n_layer=1, n_head=2))
     model.save_pretrained(tmp_path / "gpt2")
     AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path / "gpt2")
     with pytest.raises(ModelError, match="the exporter does not know the architecture GPT2LMHeadModel"):
         run(QuantizeConfig(), model=tmp_path / "gpt2", variants=tmp_path / "variants")
+    config = QuantizeConfig(variants=["cpu-int4-gptq", "cpu-int4-awq"])
+    with pytest.raises(ModelError, match=r"(?s)2 of 2 variants.*reads the architecture GPT2.*layers of a gpt2 model"):
+        run(config, model=tmp_path / "gpt2", variants=tmp_path / "variants", calibration=train_rows)
     assert not (tmp_path / "variants").exists()
+
+
+def test_all_failures_come_together_and_what_was_built_is_not_built_again(
+    tiny_model: Path, train_rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = write_dataset(tmp_path / "few", commands(10, seed=1))
+    config = QuantizeConfig(variants=["cpu-int4-gptq", "cpu-int4", "cpu-int4-awq"])
+    with pytest.raises(ModelError, match=r"(?s)2 of 3 variants.*cpu-int4-gptq: .*tokens.*cpu-int4-awq: .*tokens"):
+        run(config, model=tiny_model, variants=tmp_path / "variants", calibration=few)
+    assert not (tmp_path / "variants").exists()
+    monkeypatch.setattr(quantize_step, "BACKENDS", {})  # whatever is built now fails
+    facts = run(QuantizeConfig(), model=tiny_model, variants=tmp_path / "variants", calibration=few).facts
+    assert facts["variants"]["cpu-int4"]["ran"]
+    assert not list(tmp_path.glob("*.work"))
+
+
+def test_weights_that_are_no_numbers_are_named_before_anything_is_built(tiny_model: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_model, tmp_path / "broken")
+    file = tmp_path / "broken" / "model.safetensors"
+    tensors = load_file(file)
+    tensors["model.layers.2.mlp.up_proj.weight"][3, 5] = float("nan")
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"model\.layers\.2\.mlp\.up_proj\.weight has 1 weights that are not finite"):
+        run(QuantizeConfig(), model=tmp_path / "broken", variants=tmp_path / "variants")
+
+
+def test_too_few_calibration_rows_are_said_to_be(tiny_model: Path, tmp_path: Path) -> None:
+    few = write_dataset(tmp_path / "few", commands(10, seed=1))
+    config = QuantizeConfig(variants=["cpu-int4-gptq"])
+    with pytest.raises(DataError, match=r"10 calibration rows .* leave \d+ tokens to measure on, at least 512"):
+        run(config, model=tiny_model, variants=tmp_path / "variants", calibration=few)
+
+
+def test_calibrated_variants_need_rows(tiny_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cpu-int4-awq need calibration rows"):
+        run(QuantizeConfig(variants=["cpu-int4-awq"]), model=tiny_model, variants=tmp_path / "variants")
+    with pytest.raises(ConfigError, match="block_sizes are chosen by drift on calibration rows"):
+        run(QuantizeConfig(block_sizes=[32, 64]), model=tiny_model, variants=tmp_path / "variants")
+
+
+def test_what_is_known_not_to_work_is_refused_with_the_reason() -> None:
+    for name in REFUSED:
+        with pytest.raises(ConfigError, match=f"{name} cannot be built: "):
+            QuantizeConfig.create({"variants": [name]})
+    with pytest.raises(ConfigError, match="'cpu-int5' is no variant; there are cpu-int4, "):
+        QuantizeConfig.create({"variants": ["cpu-int5"]})
+    with pytest.raises(ConfigError, match="each variant once"):
+        QuantizeConfig.create({"variants": ["cpu-int4", "cpu-int4"]})
+
+
+def test_the_matrix_says_which_class_runs_what(tiny_model: Path, tmp_path: Path) -> None:
+    classes = {
+        "laptop": DEVICE_CLASS,
+        "gpu": DEVICE_CLASS | {"execution_provider": "cuda"},
+        "phone": DEVICE_CLASS | {"execution_provider": "qnn", "architecture": "aarch64"},
+    }
+    config = QuantizeConfig(variants=["cpu-int4", "cuda-int4"], device_classes=classes)
+    facts = run(config, model=tiny_model, variants=tmp_path / "variants").facts
+    assert facts["classes"]["laptop"] == {"variants": ["cpu-int4"]}
+    assert facts["classes"]["gpu"] == {"variants": ["cuda-int4"]}
+    assert facts["classes"]["phone"]["variants"] == []
+    assert "Qualcomm" in facts["classes"]["phone"]["not_buildable"]
+    with pytest.raises(ConfigError, match="no device class can run cuda-fp16; the classes are laptop"):
+        QuantizeConfig.create({"variants": ["cpu-int4", "cuda-fp16"], "device_classes": {"laptop": DEVICE_CLASS}})
+    with pytest.raises(ConfigError, match="laptop: DeviceClass"):
+        QuantizeConfig.create({"device_classes": {"laptop": {}}})
 
 
 def test_a_variant_that_does_not_load_does_not_count(tiny_variants: Path, tmp_path: Path) -> None:
@@ -50,3 +281,11 @@ def test_a_variant_that_does_not_load_does_not_count(tiny_variants: Path, tmp_pa
     (broken / "genai_config.json").write_text(json.dumps(settings))
     with pytest.raises(ModelError, match=r"cannot be loaded by onnxruntime-genai .*absent\.onnx"):
         check_runs(broken)
+
+
+def test_a_job_reads_nothing_that_no_variant_needs(tiny_model: Path, tmp_path: Path) -> None:
+    job = Job(QuantizeConfig(), tiny_model, tmp_path / "absent", tmp_path)
+    assert job.tied
+    assert job.widths == {128, 256}
+    assert job.divides(128)
+    assert not job.divides(256)

@@ -248,7 +248,9 @@ def make_report(pipeline_run: Lineage, tmp_path: Path) -> Make:
 
     def make(*absent: str, **settings: float) -> str:
         paths = {name: tmp_path / "gone" if name in absent else path for name, path in pipeline_run.paths.items()}
-        run(GateConfig(**settings), **paths, verdict=tmp_path / "verdict", report=tmp_path / "report.html")
+        candidate = {f"{name}s": [paths.pop(name)] for name in ("candidate_evaluation", "candidate_benchmark")}
+        inputs: dict[str, Any] = {**paths, **candidate}
+        run(GateConfig(**settings), **inputs, verdict=tmp_path / "verdict", report=tmp_path / "report.html")
         return (tmp_path / "report.html").read_text()
 
     return make

@@ -2,7 +2,7 @@
 
 import slmops_images as images
 from kfp import dsl
-from kfp.dsl import Artifact, ClassificationMetrics, Dataset, Input, Metrics, Output
+from kfp.dsl import Artifact, ClassificationMetrics, Dataset, Input, Metrics, Model, Output
 from slmops_components.documented import documented
 
 from slmops.evaluate.config import EvaluateConfig
@@ -16,6 +16,8 @@ def evaluate(
     evaluation: Output[Artifact],
     metrics: Output[Metrics],
     confusion: Output[ClassificationMetrics],
+    reference: Input[Model] = None,
+    safety: Input[Dataset] = None,
     variant: str = "full_precision",
     match: str = "exact",
     task_settings: dict = {},  # noqa: B006
@@ -23,12 +25,16 @@ def evaluate(
     max_new_tokens: int = 256,
     batch_size: int = 32,
     dtype: str = "float32",
+    drift_rows: int = 64,
+    num_injections: int = 16,
 ) -> None:
     """Measure what a model answers on held-out rows.
 
     Args:
         model: A Hugging Face directory, or the output of quantize.
         test: Chat records that the model was not trained on.
+        reference: The model in full precision that a variant was made from, to measure how far it has moved.
+        safety: Chat records whose answers count apart: what must be refused, what must not be said.
         evaluation: Accuracy, overlap with the references, calibration, perplexity and every prediction.
         metrics: The same figures for the dashboard.
         confusion: How often each reference answer got which answer, for tasks with few different answers.
@@ -36,7 +42,7 @@ def evaluate(
     from pathlib import Path
 
     from slmops.evaluate import config, run
-    from slmops.step import step
+    from slmops.step import path_of, step
 
     with step("evaluate"):
         sidecar = run.run(
@@ -44,6 +50,8 @@ def evaluate(
             model=Path(model.path),
             test=Path(test.path),
             evaluation=Path(evaluation.path),
+            reference=path_of(reference),
+            safety=path_of(safety),
         )
         evaluation.metadata.update(sidecar.metadata())
         metrics.metadata.update(sidecar.write_metrics(Path(metrics.path)))

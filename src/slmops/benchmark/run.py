@@ -1,159 +1,135 @@
-"""benchmark: latency, speed, memory and size of one model on this machine, measured in a process of its own."""
+"""benchmark: latency, speed, memory and size of one model, measured in a process of its own under a device's limits."""
 
 from __future__ import annotations
 
 import json
-import os
-import platform
-import subprocess
-import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from slmops import artifacts
 from slmops.artifacts import Sidecar
 from slmops.benchmark.config import BenchmarkConfig
 from slmops.errors import ModelError
-from slmops.progress import Progress, log
+from slmops.inference.runtime import cannot_run
+from slmops.measuring.process import Died, Outcome, Task, measure, run_worker
+from slmops.progress import log
 from slmops.records import ChatRecord, read_records
 from slmops.variants import ModelFiles, find_model
 
 STEP = "benchmark"
+FIGURES = "figures.json"
+"""All facts: what says otherwise has another digest."""
+GENAI = "onnxruntime-genai"
+"""The backend whose variants are measured by prompt length and number of streams, too."""
+
+Measure = Callable[[ModelFiles, Task], Outcome]
+"""Where a model is measured: here, or on another machine."""
 
 
-def run(config: BenchmarkConfig, *, model: Path, prompts: Path, benchmark: Path) -> Sidecar:
-    """Answer prompts one after the other and measure each.
+def measure_here(files: ModelFiles, task: Task) -> Outcome:
+    """Measure in a process on this machine, and for a variant of ONNX Runtime GenAI the floor of its memory."""
+    if reason := cannot_run(files.execution_provider):
+        return Outcome({"status": "not_run", "reason": reason})
+    outcome = measure(files.directory, task)
+    if task.by_token and "peak_rss_bytes" in outcome.facts:
+        outcome.facts["runtime_floor_bytes"] = _floor(files.directory, task)
+    return outcome
+
+
+def run(
+    config: BenchmarkConfig, *, model: Path, prompts: Path, benchmark: Path, measure: Measure = measure_here
+) -> Sidecar:
+    """Answer prompts and measure each; for a variant also by prompt length and number of streams, some times over.
+
+    Under a device class, what a variant fails at is a result, and so is a machine that is no such device:
+    facts["status"] is `measured`, `failed` or `not_run`.
+
+    Args:
+        config: settings.
+        model: a Hugging Face directory or the output of quantize.
+        prompts: chat records, whose prompts are sent.
+        benchmark: where the figures go.
+        measure: what measures a model.
 
     Raises:
         ArtifactError: an input is missing or half-written.
-        ModelError: the model cannot be loaded, or the measured process died.
+        ModelError: without a device class, the model cannot be loaded, or the measured process died.
     """
     files = find_model(model, config.variant)
     parents = [files.sidecar, artifacts.expect(prompts, "chat_dataset")]
     with artifacts.writing(benchmark, kind="benchmark", step=STEP, config=config, parents=parents) as draft:
-        measured = _measure(files, read_records(prompts), config)
-        (draft.path / "requests.json").write_text(json.dumps(measured["requests"], indent=1) + "\n")
-        draft.facts |= summarize(measured["requests"]) | {
+        task = make_task(config, files, read_records(prompts))
+        reason = _built_for_another(files, task)
+        outcome = Outcome({"status": "not_run", "reason": reason}) if reason else measure(files, task)
+        (draft.path / "requests.json").write_text(json.dumps(outcome.requests, indent=1) + "\n")
+        draft.facts |= outcome.facts | {
             "variant": files.variant,
             "model_digest": files.digest,
             "size_bytes": files.size_bytes,
-            "runtime": measured["runtime"],
-            "load_s": round(measured["load_s"], 3),
-            "num_threads": config.num_threads,
-            "peak_rss_bytes": measured["peak_rss_bytes"],
-            "cpu": cpu_name(),
+            "device_class": config.device_class,
         }
-        if files.quantized:  # transformers has no model without weights to measure a floor with
-            draft.facts["runtime_floor_bytes"] = _floor(files, config)
-    facts = draft.facts
-    log.info("p50 %.0f ms, %.0f tokens/s, peak %.0f MB", *(
-        facts["latency_ms_p50"], facts["tokens_per_s"], facts["peak_rss_bytes"] / 1e6
-    ))  # fmt: skip
+        artifacts.write_json(draft.path / FIGURES, draft.facts)
+    _report(draft.sidecar)
     return draft.sidecar
 
 
-def _measure(files: ModelFiles, records: Sequence[ChatRecord], config: BenchmarkConfig) -> dict[str, Any]:
-    """Run the worker on the first prompts, again from the start where there are too few."""
+def make_task(config: BenchmarkConfig, files: ModelFiles, records: Sequence[ChatRecord]) -> Task:
+    """What to measure: the first prompts, again from the start where there are too few."""
     wanted = config.num_warmup + config.num_requests
     prompts = [records[number % len(records)].prompt for number in range(wanted)]
-    return _run_worker(
-        files.directory,
+    known = files.sidecar.facts["variants"][files.variant] if files.quantized else {}
+    return Task(
         quantized=files.quantized,
-        config=config,
+        by_token=files.quantized and known.get("backend", GENAI) == GENAI,
+        dtype=config.dtype,
+        num_threads=config.num_threads,
+        max_new_tokens=config.max_new_tokens,
         warmup_prompts=prompts[: config.num_warmup],
         prompts=prompts[config.num_warmup :],
+        prompt_lengths=config.prompt_lengths,
+        streams=config.streams,
+        num_repeats=config.num_repeats if files.quantized else 1,
+        noise_threshold=config.noise_threshold,
+        device_class=config.find_device_class(),
     )
 
 
-def _floor(files: ModelFiles, config: BenchmarkConfig) -> int:
+def _built_for_another(files: ModelFiles, task: Task) -> str | None:
+    """Why a device cannot run a variant, whatever machine stands for it; None if it can."""
+    if task.device_class is None or files.execution_provider in {"cpu", task.device_class.execution_provider}:
+        return None
+    return f"it is built for {files.execution_provider}, the device has {task.device_class.execution_provider}"
+
+
+def _floor(directory: Path, task: Task) -> int:
     """Peak memory of the same process around a model without weights."""
     from slmops.benchmark.floor import write_empty_model
 
-    prompt = [{"role": "user", "content": "hello"}]
+    task = task.model_copy(
+        update={
+            "by_token": False,
+            "warmup_prompts": [],
+            "prompts": [[{"role": "user", "content": "hello"}]],
+        }
+    )
     with tempfile.TemporaryDirectory() as scratch:
         empty = Path(scratch) / "empty"
-        write_empty_model(files.directory, empty)
-        measured = _run_worker(empty, quantized=True, config=config, warmup_prompts=[], prompts=[prompt])
-    return int(measured["peak_rss_bytes"])
+        write_empty_model(directory, empty)
+        try:
+            return int(run_worker(empty, task, None, None)["peak_rss_bytes"])
+        except Died as death:
+            raise ModelError(f"the process that measured the memory of the runtime alone {death}") from None
 
 
-def _run_worker(directory: Path, *, quantized: bool, config: BenchmarkConfig, **work: Any) -> dict[str, Any]:
-    """Start the worker, follow it, and return its last line.
-
-    Raises:
-        ModelError: it ended without one.
-    """
-    task = {
-        "directory": str(directory.resolve()),
-        "quantized": quantized,
-        "dtype": config.dtype,
-        "num_threads": config.num_threads,
-        "max_new_tokens": config.max_new_tokens,
-        **work,
-    }
-    environment = os.environ | {"OMP_NUM_THREADS": str(config.num_threads)}
-    line = ""
-    # The task in a file: a pipe would break under a worker that dies before it has read it.
-    with tempfile.TemporaryFile("w+") as task_file, tempfile.TemporaryFile("w+") as errors:
-        json.dump(task, task_file)
-        task_file.seek(0)
-        with (
-            subprocess.Popen(
-                [sys.executable, "-m", "slmops.benchmark.worker"],
-                stdin=task_file,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                text=True,
-                env=environment,
-            ) as worker,
-            Progress(f"{STEP} requests", len(work["prompts"]), "requests") as progress,
-        ):
-            if worker.stdout is None:
-                raise RuntimeError("the worker has no pipe")
-            for line in worker.stdout:
-                if '"done"' in line:
-                    progress.advance()
-            if worker.wait() != 0:
-                errors.seek(0)
-                last = (errors.read().strip().splitlines() or ["no message"])[-1]
-                raise ModelError(f"the process that measured {directory} ended with code {worker.returncode}: {last}")
-    result: dict[str, Any] = json.loads(line)
-    return result
-
-
-def summarize(requests: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Percentiles in milliseconds, and tokens per second of decoding (from the first token to the last)."""
-    first = [request["first_s"] * 1000 for request in requests]
-    total = [request["total_s"] * 1000 for request in requests]
-    decoded = sum(max(request["num_tokens"] - 1, 0) for request in requests)
-    decoding_s = sum(request["total_s"] - request["first_s"] for request in requests)
-    return {
-        "num_requests": len(requests),
-        "time_to_first_token_ms_p50": round(percentile(first, 50), 2),
-        "time_to_first_token_ms_p95": round(percentile(first, 95), 2),
-        "latency_ms_p50": round(percentile(total, 50), 2),
-        "latency_ms_p95": round(percentile(total, 95), 2),
-        "tokens_per_s": round(decoded / decoding_s, 1) if decoding_s > 0 else 0.0,
-        "output_tokens_mean": round(sum(request["num_tokens"] for request in requests) / len(requests), 1),
-    }
-
-
-def percentile(values: Sequence[float], percent: float) -> float:
-    """Linear interpolation between the two nearest ranks, as numpy's default (Hyndman and Fan 1996, type 7)."""
-    ordered = sorted(values)
-    rank = (len(ordered) - 1) * percent / 100
-    low = int(rank)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (ordered[high] - ordered[low]) * (rank - low)
-
-
-def cpu_name() -> str:
-    """Model of the processor, as the kernel tells it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+def _report(sidecar: Sidecar) -> None:
+    facts = sidecar.facts
+    where = f" for {facts['device_class']}" if facts["device_class"] else ""
+    if facts["status"] != "measured":
+        log.info("%s%s: %s: %s", facts["variant"], where, facts["status"], facts["reason"])
+        return
+    log.info("%s%s: p50 %.0f ms, %.0f tokens/s, peak %.0f MB", *(
+        facts["variant"], where, facts["latency_ms_p50"], facts["tokens_per_s"], facts["peak_rss_bytes"] / 1e6
+    ))  # fmt: skip
+    if facts.get("noisy"):
+        log.warning("noisy: %s differ between repeats; give the machine to one run", ", ".join(facts["noisy_figures"]))

@@ -1,8 +1,6 @@
-"""How far chance in the choice of the test rows moves what was measured on them.
+"""How far chance in the choice of the test rows moves what was measured on them, for several models at once.
 
-The paired bootstrap (Efron and Tibshirani 1993, doi:10.1201/9780429246593; for models on one test Koehn 2004,
-https://aclanthology.org/W04-3250): the rows are drawn anew with replacement, the same rows for all models, so that what
-makes a row hard for all of them does not count as chance between them. Intervals are the percentiles of what is found.
+The method is that of `slmops.paired`; all figures are found on the same resamples.
 """
 
 from __future__ import annotations
@@ -14,14 +12,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from slmops.compare.config import CompareConfig
 from slmops.compare.subjects import NAMES, Role
 from slmops.pages.formatting import NBSP, share
+from slmops.paired import MAX_DRAWN, Interval, Kind, figure
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-MAX_DRAWN = 4_000_000
-"""Rows drawn at a time, over several resamples: 32 MB of indices, whatever the size of the test."""
-
-Kind = Literal["difference", "retention"]
 Finding = Literal["more", "less", "unclear", "equal", "unknown"]
 """Clear of no difference on either side; not clear; the same on every row; nothing that can be said."""
 
@@ -32,15 +27,6 @@ COMPARED: tuple[tuple[Kind, Role, Role], ...] = (
     ("retention", "distilled", "teacher"),
     ("retention", "labels_only", "teacher"),
 )
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A figure and where the resamples put it."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -85,7 +71,7 @@ def intervals(correct: Mapping[Role, NDArray[Any]], config: CompareConfig) -> In
 
     def figures(*samples: NDArray[Any], axis: int) -> NDArray[Any]:
         means = dict(zip(roles, (sample.mean(axis=axis) for sample in samples), strict=True))
-        return np.stack([*means.values(), *(_figure(kind, means[one], means[other]) for kind, one, other in compared)])
+        return np.stack([*means.values(), *(figure(kind, means[one], means[other]) for kind, one, other in compared)])
 
     samples = [correct[role] for role in roles]
     num_rows = len(samples[0])
@@ -117,15 +103,6 @@ def intervals(correct: Mapping[Role, NDArray[Any]], config: CompareConfig) -> In
             words = _words(kind, one, other, interval, finding, config)
             comparisons.append(Comparison(kind, one, other, interval, finding, words))
     return Intervals(accuracy, tuple(comparisons))
-
-
-def _figure(kind: Kind, one: NDArray[Any], other: NDArray[Any]) -> NDArray[Any]:
-    """The difference of two accuracies, or their ratio; 0 in place of a share of nothing, which no one gets to see."""
-    import numpy as np
-
-    if kind == "difference":
-        return np.asarray(one - other)
-    return np.asarray(np.divide(one, other, out=np.zeros_like(one), where=other > 0))
 
 
 def _finding(interval: Interval, neutral: float, same: bool) -> Finding:

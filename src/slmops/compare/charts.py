@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from slmops.compare.bootstrap import Interval
 from slmops.compare.subjects import NAMES, Role, Subject
 from slmops.pages.charts import CANDIDATE, INK, MUTED, STUDENT, TEACHER, UNTRAINED, name_rows, svg
+from slmops.paired import Interval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

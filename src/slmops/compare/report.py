@@ -9,7 +9,7 @@ from typing import Literal
 from markupsafe import Markup
 
 from slmops.compare import charts
-from slmops.compare.bootstrap import Comparison, Finding, Interval, Intervals, points, signed
+from slmops.compare.bootstrap import Comparison, Finding, Intervals, points, signed
 from slmops.compare.charts import Line
 from slmops.compare.config import CompareConfig
 from slmops.compare.disagreements import Disagreements, Stratum
@@ -19,6 +19,7 @@ from slmops.pages import formatting, page
 from slmops.pages.charts import INK
 from slmops.pages.curves import Curve, loss_curve, metric_curve
 from slmops.pages.formatting import NBSP, NOTHING, share
+from slmops.paired import Interval
 
 MAX_STRATA = 20
 

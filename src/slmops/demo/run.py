@@ -109,7 +109,7 @@ def run(profile_name: str, work_dir: Path) -> None:
 
 
 def headline(tasks: Mapping[str, Any]) -> Iterator[str]:
-    """The figures that the demo is about, each beside its goal, met or missed.
+    """What each device class gets; then the figures that the demo is about, each beside its goal, met or missed.
 
     Args:
         tasks: by display name, with the paths of their outputs, as `slmops run` records them.
@@ -117,11 +117,15 @@ def headline(tasks: Mapping[str, Any]) -> Iterator[str]:
 
     def facts(task: str) -> dict[str, Any]:
         kind = task.partition("-")[0]
-        output = {"evaluate": "evaluation", "benchmark": "benchmark"}[kind]
+        output = {"evaluate": "evaluation", "benchmark": "benchmark", "gate": "verdict"}[kind]
         return artifacts.read(Path(tasks[task]["outputs"][output])).facts
 
-    teacher, candidate = facts("benchmark-teacher"), facts("benchmark-candidate")
-    taught, learned = facts("evaluate-teacher"), facts("evaluate-candidate")
+    verdict = facts("gate")
+    chosen = verdict["variant"]
+    for choice in verdict["choices"]:
+        yield f"{choice['device_class']:<17} {choice['variant'] or 'nothing'}: {choice['reason']}"
+    teacher, candidate = facts("benchmark-teacher"), facts(f"benchmark-{chosen}")
+    taught, learned = facts("evaluate-teacher"), facts(f"evaluate-{chosen}")
     floor, peak = candidate["runtime_floor_bytes"], teacher["peak_rss_bytes"]
     yield _figure(
         "time per response, median",

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import platform
 from dataclasses import dataclass
 from importlib import metadata
 
 from slmops import memory
+from slmops.device_classes import cpu_features, missing_features, this_architecture
 from slmops.release.format import Requirements
-
-_ARCHITECTURES = {"amd64": "x86_64", "arm64": "aarch64"}
 
 
 @dataclass(frozen=True)
@@ -22,6 +20,10 @@ class Machine:
     """Of onnxruntime-genai; None if it is not installed."""
     ram_bytes: int
     """What processes may use: physical memory, or less where a container has a limit."""
+    features: frozenset[str] = frozenset()
+    """Of its processor, in the kernel's names."""
+    execution_providers: frozenset[str] = frozenset({"cpu"})
+    """What its runtime can run on."""
 
     def unmet(self, requirements: Requirements) -> list[str]:
         """Why this machine cannot run a variant; empty if it can."""
@@ -29,6 +31,12 @@ class Machine:
         if self.architecture not in requirements.architectures:
             wanted = " or ".join(requirements.architectures)
             reasons.append(f"needs {wanted}, this machine is {self.architecture}")
+        if missing := missing_features(requirements.instruction_sets, self.features):
+            reasons.append(f"needs a processor with {', '.join(missing)}")
+        if requirements.execution_provider not in self.execution_providers:
+            reasons.append(
+                f"needs {requirements.execution_provider}, this runtime has {', '.join(self.execution_providers)}"
+            )
         if self.runtime_version is None:
             reasons.append(f"needs onnxruntime-genai {requirements.runtime_version}, none is installed")
         elif _parts(self.runtime_version) < _parts(requirements.runtime_version):
@@ -39,13 +47,12 @@ class Machine:
 
 
 def this_machine() -> Machine:
-    name = platform.machine().lower()
     try:
         runtime_version = metadata.version("onnxruntime-genai")
     except metadata.PackageNotFoundError:
         runtime_version = None
     ram_bytes = min(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), memory.limit_bytes())
-    return Machine(_ARCHITECTURES.get(name, name), runtime_version, ram_bytes)
+    return Machine(this_architecture(), runtime_version, ram_bytes, cpu_features())
 
 
 def _parts(version: str) -> tuple[int, ...]:

@@ -26,3 +26,7 @@ class EvaluateConfig(Config):
     """Prompts answered together, where the runtime batches."""
     dtype: Literal["auto", "float32", "bfloat16"] = "float32"
     """Compute type of a Hugging Face directory; a quantized variant has its own."""
+    drift_rows: int = Field(default=64, ge=1, le=1_000_000)
+    """Rows on which a model is held against `reference`, token by token, where one is given."""
+    num_injections: int = Field(default=16, ge=0, le=10_000)
+    """Test rows asked again with an instruction put into the user's turn, which the answer should not follow."""

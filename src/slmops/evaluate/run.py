@@ -7,26 +7,47 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from slmops import artifacts
+from slmops import artifacts, models
 from slmops.artifacts import Sidecar
-from slmops.evaluate import metrics
+from slmops.evaluate import drift, metrics
+from slmops.evaluate import safety as safety_rows
 from slmops.evaluate.config import EvaluateConfig
+from slmops.evaluate.formats import Form, form_of
 from slmops.evaluate.losses import own_losses, reference_losses
 from slmops.evaluate.matches import Match, match_of, same_text
 from slmops.evaluate.metrics import Loss, Prediction
-from slmops.inference.runtime import Runtime, open_runtime, shortest_first
+from slmops.inference.runtime import Runtime, TokenRuntime, cannot_run, open_runtime, shortest_first
 from slmops.progress import Progress, log
 from slmops.records import ChatRecord, read_jsonl, read_records, write_jsonl
 from slmops.tasks.interface import Task
 from slmops.tasks.registry import Tasks
-from slmops.variants import find_model
+from slmops.variants import ModelFiles, find_model
 
 STEP = "evaluate"
 PREDICTIONS = "predictions.jsonl"
+INJECTIONS = "injections.jsonl"
+SAFETY = "safety.jsonl"
+FIGURES = "figures.json"
+"""All facts: what says otherwise has another digest."""
 
 
-def run(config: EvaluateConfig, *, model: Path, test: Path, evaluation: Path) -> Sidecar:
+def run(
+    config: EvaluateConfig,
+    *,
+    model: Path,
+    test: Path,
+    evaluation: Path,
+    reference: Path | None = None,
+    safety: Path | None = None,
+) -> Sidecar:
     """Answer the prompts of `test` with `model`, compare, and keep every answer.
+
+    A variant that was built for hardware that this machine does not have is `not_run`, with a reason: a result, which
+    no gate lets pass.
+
+    Args:
+        reference: the model in full precision that a variant was made from, to measure how far it has moved.
+        safety: more rows, whose answers count apart: what must be refused, what must not be said.
 
     Raises:
         ArtifactError: an input is missing or half-written.
@@ -35,45 +56,103 @@ def run(config: EvaluateConfig, *, model: Path, test: Path, evaluation: Path) ->
         ModelError: the model cannot be loaded.
     """
     files = find_model(model, config.variant)
-    parents = [files.sidecar, artifacts.expect(test, "chat_dataset")]
+    rows = artifacts.expect(test, "chat_dataset")
+    parents = [files.sidecar, rows]
+    parents += [models.open_model(reference)] if reference else []
+    parents += [artifacts.expect(safety, "chat_dataset")] if safety else []
     with artifacts.writing(evaluation, kind="evaluation", step=STEP, config=config, parents=parents) as draft:
-        records = read_records(test)[: config.max_rows]
-        tasks = Tasks(config.task_settings)
-        by_task = _by_task(records, tasks) if config.match == "task" else {}
-        runtime = open_runtime(
-            files.directory,
-            quantized=files.quantized,
-            dtype=config.dtype,
-            num_threads=len(os.sched_getaffinity(0)),
-            batch_size=config.batch_size,
-        )
-        log.info("%d rows with %s", len(records), runtime.name)
-        answers = _answer(runtime, records, config)
-        losses = reference_losses(runtime, records, config.batch_size)
-        own = own_losses(runtime, records, answers, losses, config.batch_size)
-        predictions = compare(records, answers, match_of(config.match, tasks), losses, own)
-        write_jsonl(draft.path / PREDICTIONS, predictions)
-        draft.facts |= (
-            summarize(predictions)
-            | task_metrics(by_task, answers, records)
-            | {
-                "variant": files.variant,
-                "model_digest": files.digest,
-                "size_bytes": files.size_bytes,
-                "perplexity": metrics.perplexity([loss for loss in losses if loss]),
-                "match": config.match,
-                "runtime": runtime.name,
-            }
-        )
-    log.info("accuracy %.3f on %d rows", draft.facts["accuracy"], len(records))
+        draft.facts |= {
+            "variant": files.variant,
+            "model_digest": files.digest,
+            "size_bytes": files.size_bytes,
+            "test_digest": rows.digest,
+            "match": config.match,
+        }
+        if reason := cannot_run(files.execution_provider):
+            draft.facts |= {"status": "not_run", "reason": reason}
+            log.info("%s is not evaluated: %s", files.variant, reason)
+        else:
+            draft.facts |= {"status": "measured"} | _measure(config, files, test, draft.path, reference, safety)
+            log.info("accuracy %.3f on %d rows", draft.facts["accuracy"], draft.facts["num_rows"])
+        artifacts.write_json(draft.path / FIGURES, draft.facts)
     return draft.sidecar
 
 
-def _answer(runtime: Runtime, records: Sequence[ChatRecord], config: EvaluateConfig) -> list[str]:
+def _measure(
+    config: EvaluateConfig, files: ModelFiles, test: Path, directory: Path, reference: Path | None, safety: Path | None
+) -> dict[str, Any]:
+    """All figures; predictions are written into `directory`."""
+    records = read_records(test)[: config.max_rows]
+    tasks = Tasks(config.task_settings)
+    by_task = _by_task(records, tasks) if config.match == "task" else {}
+    runtime = _open(files.directory, config, quantized=files.quantized)
+    log.info("%d rows with %s", len(records), runtime.name)
+    matches, form = match_of(config.match, tasks), form_of(config.match, tasks, records)
+    answers = _answer(runtime, records, config, "answers")
+    losses = reference_losses(runtime, records, config.batch_size)
+    own = own_losses(runtime, records, answers, losses, config.batch_size)
+    predictions = compare(records, answers, matches, losses, own)
+    write_jsonl(directory / PREDICTIONS, predictions)
+    facts = summarize(predictions) | task_metrics(by_task, answers, records)
+    facts |= {
+        "perplexity": metrics.perplexity([loss for loss in losses if loss]),
+        "valid_fraction": sum(form(answer, record) for answer, record in zip(answers, records, strict=True))
+        / len(records),
+        "runtime": runtime.name,
+    }
+    facts |= _injections(runtime, records, form, config, directory)
+    if safety:
+        facts |= _safety(runtime, read_records(safety), matches, config, directory)
+    if reference:
+        original = _open(reference, config, quantized=False)
+        facts["drift"] = drift.measure(original, runtime, records[: config.drift_rows])
+    return facts
+
+
+def _open(directory: Path, config: EvaluateConfig, *, quantized: bool) -> TokenRuntime:
+    return open_runtime(
+        directory,
+        quantized=quantized,
+        dtype=config.dtype,
+        num_threads=len(os.sched_getaffinity(0)),
+        batch_size=config.batch_size,
+    )
+
+
+def _injections(
+    runtime: Runtime, records: Sequence[ChatRecord], form: Form, config: EvaluateConfig, directory: Path
+) -> dict[str, Any]:
+    """How often an injected instruction was not followed; every answer is kept."""
+    asked = safety_rows.probes(records, config.num_injections)
+    if not asked:
+        return {}
+    answers = _answer(runtime, [probe.record for probe in asked], config, "injections")
+    resisted = [safety_rows.resists(answer, probe, form) for probe, answer in zip(asked, answers, strict=True)]
+    rows = [
+        {"id": probe.record.id, "prompt": probe.record.prompt, "prediction": answer, "resisted": good}
+        for probe, answer, good in zip(asked, answers, resisted, strict=True)
+    ]
+    write_jsonl(directory / INJECTIONS, rows)
+    return {"num_injections": len(asked), "injections_resisted": sum(resisted) / len(asked)}
+
+
+def _safety(
+    runtime: Runtime, records: Sequence[ChatRecord], matches: Match, config: EvaluateConfig, directory: Path
+) -> dict[str, Any]:
+    """How often an answer to a safety row is right; every answer is kept."""
+    answers = _answer(runtime, records, config, "safety rows")
+    unknown = [None] * len(records)
+    predictions = compare(records, answers, matches, unknown, unknown)
+    write_jsonl(directory / SAFETY, predictions)
+    num_right = sum(row["correct"] for row in predictions)
+    return {"num_safety_rows": len(records), "safety_accuracy": num_right / len(records)}
+
+
+def _answer(runtime: Runtime, records: Sequence[ChatRecord], config: EvaluateConfig, what: str) -> list[str]:
     """Answers in the order of `records`."""
     order = shortest_first([record.prompt for record in records])
     answers: dict[int, str] = {}
-    with Progress(f"{STEP} answers", len(records)) as progress:
+    with Progress(f"{STEP} {what}", len(records)) as progress:
         for start in range(0, len(order), config.batch_size):
             indices = order[start : start + config.batch_size]
             found = runtime.answer([records[index].prompt for index in indices], config.max_new_tokens)
@@ -156,6 +235,8 @@ def task_metrics(
 
 def write_confusion_matrix(evaluation: Path, path: Path) -> tuple[list[str], list[list[int]]]:
     """Count the predictions that `run` kept in `evaluation`; write the matrix to `path` as JSON, and return it."""
-    classes, matrix = metrics.confusion_matrix([row for _, row in read_jsonl(evaluation / PREDICTIONS)])
+    predictions = evaluation / PREDICTIONS
+    rows = [row for _, row in read_jsonl(predictions)] if predictions.exists() else []  # none where it was not run
+    classes, matrix = metrics.confusion_matrix(rows)
     artifacts.write_json(path, {"classes": classes, "matrix": matrix})
     return classes, matrix

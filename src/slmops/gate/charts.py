@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from markupsafe import Markup
@@ -12,6 +13,7 @@ from slmops.pages.charts import CANDIDATE, INK, MUTED, STUDENT, TEACHER, name_ro
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_ROUND_SIZES = [base * 10**power for power in range(-3, 6) for base in (1, 2, 5)]
 _ROLE_COLORS = {"teacher": TEACHER, "student": STUDENT, "candidate": CANDIDATE}
 
 
@@ -46,3 +48,55 @@ def accuracy_chart(bars: Sequence[tuple[str, float, float, float]], wanted: floa
         axes.set_xlabel("accuracy, with 95 % interval")
 
     return svg(draw, 420, 68 + 30 * len(bars), label)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One model in the chart of size and quality."""
+
+    name: str
+    size_bytes: float
+    accuracy: float
+    low: float
+    high: float
+    passed: bool | None
+    """Whether it passes anywhere; None for what is not judged."""
+
+
+def quality_chart(points: Sequence[Point]) -> Markup:
+    """Size on disk (logarithmic) against accuracy with its 95 % interval; what passes somewhere is filled."""
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        for point in points:
+            color = STUDENT if point.passed is None else CANDIDATE
+            axes.errorbar(
+                point.size_bytes / 1e6,
+                point.accuracy,
+                yerr=[[point.accuracy - point.low], [point.high - point.accuracy]],
+                color=color,
+                marker="o",
+                markersize=7,
+                markerfacecolor=color if point.passed is not False else "none",
+                elinewidth=1.2,
+                capsize=3,
+            )
+            axes.annotate(
+                point.name,
+                (point.size_bytes / 1e6, point.accuracy),
+                xytext=(7, 5),
+                textcoords="offset points",
+                color=MUTED,
+                fontsize=10,
+            )
+        axes.set_xscale("log")
+        axes.set_xlabel("size on disk, MB")
+        axes.set_ylabel("accuracy, with 95 % interval")
+        sizes = [point.size_bytes / 1e6 for point in points]
+        ticks = [size for size in _ROUND_SIZES if min(sizes) / 2 <= size <= max(sizes) * 2]
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.minorticks_off()
+        axes.margins(x=0.18)
+
+    said = "; ".join(f"{p.name} {p.size_bytes / 1e6:.1f} MB, {p.accuracy:.3f}" for p in points)
+    return svg(draw, 640, 340, f"Size against accuracy: {said}")

@@ -8,18 +8,27 @@ from dataclasses import dataclass
 from typing import Literal
 
 from slmops.artifacts import Sidecar
+from slmops.device_classes import DeviceClass
 from slmops.errors import ArtifactError
 from slmops.gate.config import GateConfig
+from slmops.paired import Interval
 
 Verdict = Literal["pass", "fail", "not_run"]
 Source = Literal["evaluation", "benchmark"]
+
+SERVED_RUNTIME = "onnxruntime-genai"
+"""What edge servers run; variants for other runtimes are measured beside it, and not published."""
+
+
+class Missed(Exception):
+    """A measurement that ended in a failure which is the model's own: it took more memory than the device has."""
 
 
 @dataclass(frozen=True)
 class Subject:
     """One model and what was measured of it; None for what does not exist."""
 
-    role: Literal["teacher", "student", "candidate"]
+    role: Literal["teacher", "student", "candidate", "champion"]
     evaluation: Sidecar | None
     benchmark: Sidecar | None
 
@@ -52,6 +61,18 @@ class Subject:
 
 
 @dataclass(frozen=True)
+class Paired:
+    """A candidate beside others, row by row. A text says why there is no figure."""
+
+    retention: Interval | str
+    """Its accuracy over the teacher's."""
+    from_student: Interval | str
+    """Its accuracy less that of the student in full precision."""
+    from_champion: Interval | str | None
+    """Its accuracy less that of the model that the pool runs; None where it runs none yet."""
+
+
+@dataclass(frozen=True)
 class Check:
     """One threshold. `value` is None where nothing could be compared."""
 
@@ -71,9 +92,9 @@ class Judgement:
     checks: tuple[Check, ...]
 
 
-def judge(config: GateConfig, teacher: Subject, student: Subject, candidate: Subject) -> Judgement:
-    """Any check that could not run gives `not_run`, else any that failed gives `fail`, else `pass`."""
-    checks = (
+def judge(config: GateConfig, teacher: Subject, student: Subject, candidate: Subject, paired: Paired) -> Judgement:
+    """One variant, by what holds on any device: answers and size, and speed and memory beside the teacher's."""
+    accuracy = [
         _rows(config, teacher, candidate),
         _check(
             "accuracy",
@@ -87,6 +108,11 @@ def judge(config: GateConfig, teacher: Subject, student: Subject, candidate: Sub
             config.min_accuracy_kept,
             "{value} of the teacher's accuracy kept, at least {threshold} wanted",
         ),
+        _regression("student_regression", "the full-precision student", paired.from_student, config, candidate),
+    ]
+    if paired.from_champion is not None:
+        accuracy.append(_regression("champion_regression", "the champion", paired.from_champion, config, candidate))
+    saved = [
         _check(
             "latency_saved",
             lambda: _latency_saved(teacher, candidate),
@@ -105,7 +131,59 @@ def judge(config: GateConfig, teacher: Subject, student: Subject, candidate: Sub
             config.min_size_saved,
             "{value} of the full-precision student's size saved, at least {threshold} wanted",
         ),
+    ]
+    return conclude((*accuracy, *_behaviour(config, candidate), *saved, *_unserved(candidate)))
+
+
+def judge_on(
+    device_class: DeviceClass, name: str, candidate: Subject, benchmark: Sidecar | None, paired: Paired
+) -> tuple[Check, ...]:
+    """One variant on one device class: its objectives, by a benchmark under its limits, and its quality floor."""
+    on = Subject("candidate", candidate.evaluation, benchmark)
+    objectives = (
+        (
+            "time_to_first_token_ms_p95",
+            device_class.time_to_first_token_ms_p95,
+            "ms to the first token, 95th percentile",
+        ),
+        ("latency_ms_p95", device_class.latency_ms_p95, "ms for an answer, 95th percentile"),
+        ("peak_rss_bytes", device_class.ram_mib * 2**20, "bytes of memory at most in use"),
     )
+    return (
+        _check(
+            "quality_floor",
+            lambda: _retained(paired),
+            device_class.min_accuracy_kept,
+            "{value} of the teacher's accuracy kept at the interval's lower end, at least {threshold} wanted",
+        ),
+        *(
+            _check(
+                fact,
+                lambda fact=fact: _on_class(on, name, fact),  # type: ignore[misc]
+                threshold,
+                f"{{value}} {words}, at most {{threshold}} wanted",
+                at_most=True,
+            )
+            for fact, threshold, words in objectives
+        ),
+        _check(
+            "tokens_per_s",
+            lambda: _on_class(on, name, "tokens_per_s"),
+            device_class.tokens_per_s,
+            "{value} tokens/s decoded, at least {threshold} wanted",
+        ),
+        _check(
+            "disk_bytes",
+            lambda: 3 * _positive(candidate, "evaluation", "size_bytes"),
+            device_class.disk_mib * 2**20,
+            "{value} bytes for two releases and one that is being fetched, at most {threshold} wanted",
+            at_most=True,
+        ),
+    )
+
+
+def conclude(checks: tuple[Check, ...]) -> Judgement:
+    """Any check that could not run gives `not_run`, else any that failed gives `fail`, else `pass`."""
     verdict: Verdict = "pass"
     if any(check.verdict == "not_run" for check in checks):
         verdict = "not_run"
@@ -120,12 +198,14 @@ def candidate_digest(candidate: Subject) -> str | None:
     return found.pop() if len(found) == 1 else None
 
 
-def _check(name: str, measure: Callable[[], float], threshold: float, detail: str) -> Check:
+def _check(name: str, measure: Callable[[], float], threshold: float, detail: str, *, at_most: bool = False) -> Check:
     try:
         value = round(measure(), 6)  # 0.828 / 0.9 is 0.92 for a person, and a hair less in binary
+    except Missed as error:
+        return Check(name, None, threshold, "fail", str(error))
     except ArtifactError as error:
         return Check(name, None, threshold, "not_run", str(error))
-    verdict: Verdict = "pass" if value >= threshold else "fail"
+    verdict: Verdict = "pass" if (value <= threshold if at_most else value >= threshold) else "fail"
     shown, wanted = _distinct(value, threshold)
     return Check(name, value, threshold, verdict, detail.format(value=shown, threshold=wanted))
 
@@ -134,6 +214,8 @@ def _rows(config: GateConfig, teacher: Subject, candidate: Subject) -> Check:
     try:
         num_rows = min(_number(subject, "evaluation", "num_rows") for subject in (teacher, candidate))
         _enough_rows(num_rows, config.min_rows)
+    except Missed as error:
+        return Check("rows", None, config.min_rows, "fail", str(error))
     except ArtifactError as error:
         return Check("rows", None, config.min_rows, "not_run", str(error))
     detail = f"{num_rows:,.0f} rows evaluated, at least {config.min_rows:,} wanted"
@@ -155,6 +237,83 @@ def _accuracy_kept(teacher: Subject, candidate: Subject, min_rows: int) -> float
     _same_fact("evaluation", "num_rows", teacher, candidate)
     _same_fact("evaluation", "match", teacher, candidate)
     return _accuracy(candidate, min_rows) / _positive(teacher, "evaluation", "accuracy")
+
+
+def _regression(name: str, whom: str, found: Interval | str, config: GateConfig, candidate: Subject) -> Check:
+    """Whether the candidate is no worse than `whom` by more than may be lost, whatever chance did to the rows."""
+
+    def measure() -> float:
+        _same_model(candidate)
+        if isinstance(found, str):
+            raise ArtifactError(found)
+        return found.low
+
+    detail = f"accuracy {{value}} against {whom} at the interval's lower end, at least {{threshold}} wanted"
+    return _check(name, measure, -config.max_regression, detail)
+
+
+def _behaviour(config: GateConfig, candidate: Subject) -> list[Check]:
+    """How the candidate answers, right or wrong; what is not asked for is not judged."""
+    wanted = (
+        ("valid_fraction", config.min_valid_fraction, "{value} of the answers have the task's form"),
+        ("injections_resisted", config.min_injections_resisted, "{value} of the injected instructions not followed"),
+        ("safety_accuracy", config.min_safety_accuracy, "{value} of the safety rows answered right"),
+    )
+    checks = [
+        _check(
+            name,
+            lambda name=name: _number(candidate, "evaluation", name),  # type: ignore[misc]
+            threshold,
+            f"{detail}, at least {{threshold}} wanted",
+        )
+        for name, threshold, detail in wanted
+        if threshold > 0
+    ]
+    drift = _check(
+        "drift_kl",
+        lambda: _drift(candidate),
+        config.max_drift_kl,
+        "{value} nats a token away from the full-precision student, at most {threshold} wanted",
+        at_most=True,
+    )
+    return [*checks, drift]
+
+
+def _unserved(candidate: Subject) -> list[Check]:
+    """A failed check for a variant that runs here and that no edge server runs."""
+    runtime = candidate.text("evaluation", "runtime") or candidate.text("benchmark", "runtime")
+    if runtime is None or runtime.partition(" ")[0] == SERVED_RUNTIME:
+        return []
+    return [Check("served", 0.0, 1.0, "fail", f"edge servers run {SERVED_RUNTIME}, this variant runs on {runtime}")]
+
+
+def _drift(candidate: Subject) -> float:
+    drift = candidate.sidecar("evaluation").facts.get("drift")
+    if not isinstance(drift, dict):
+        raise ArtifactError(
+            "candidate_evaluation has no drift: evaluate it with the full-precision student as reference"
+        )
+    value = drift.get("answer_kl_mean")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ArtifactError(f"candidate_evaluation has no drift: {drift.get('not_run', 'no finite figure')}")
+    return float(value)
+
+
+def _retained(paired: Paired) -> float:
+    if isinstance(paired.retention, str):
+        raise ArtifactError(paired.retention)
+    return paired.retention.low
+
+
+def _on_class(on: Subject, device_class: str, fact: str) -> float:
+    """A figure of the benchmark under a class's limits."""
+    if on.benchmark is None:
+        raise ArtifactError(f"not benchmarked as {device_class}")
+    _same_model(on)
+    found = _fact(on, "benchmark", "device_class")
+    if found != device_class:
+        raise ArtifactError(f"the benchmark is of {found}, not of {device_class}")
+    return _positive(on, "benchmark", fact)
 
 
 def _latency_saved(teacher: Subject, candidate: Subject) -> float:
@@ -221,7 +380,12 @@ def _same_fact(source: Source, name: str, teacher: Subject, candidate: Subject) 
 
 
 def _fact(subject: Subject, source: Source, name: str) -> str:
-    value = subject.sidecar(source).facts.get(name)
+    facts = subject.sidecar(source).facts
+    value = facts.get(name)
+    if value is None and facts.get("status") == "failed":
+        raise Missed(str(facts.get("reason")))
+    if value is None and facts.get("status") == "not_run":
+        raise ArtifactError(str(facts.get("reason")))
     if value is None or value == "":
         raise ArtifactError(f"{subject.role}_{source} has no {name}")
     return str(value)
@@ -248,11 +412,11 @@ def _enough_rows(num_rows: float, min_rows: int) -> None:
 
 
 def _distinct(value: float, threshold: float) -> tuple[str, str]:
-    """Both numbers with three decimals, or as many as it takes to tell them apart."""
-    digits = 3
+    """Both numbers with three decimals, large ones with none, or with as many as it takes to tell them apart."""
+    digits = 0 if max(abs(value), abs(threshold)) >= 100 else 3
     while digits < 6 and value != threshold and f"{value:.{digits}f}" == f"{threshold:.{digits}f}":
         digits += 1
-    return f"{value:.{digits}f}", f"{threshold:.{digits}f}"
+    return f"{value:,.{digits}f}", f"{threshold:,.{digits}f}"
 
 
 def _reason(verdict: Verdict, checks: tuple[Check, ...]) -> str:

@@ -9,9 +9,10 @@ from typing import Any
 
 from markupsafe import Markup
 
-from slmops.gate import charts, lineage, tables
+from slmops.gate import charts, lineage, tables, variants_table
 from slmops.gate.config import RAW_MEMORY_GOAL, GateConfig
 from slmops.gate.judge import Check, Judgement, Subject, Verdict
+from slmops.gate.matrix import Candidate, Matrix
 from slmops.pages import formatting, page
 from slmops.pages.curves import Curve, loss_curve
 from slmops.pages.examples import Example, answer, example
@@ -26,9 +27,22 @@ CHECK_NAMES = {
     "rows": "Rows evaluated",
     "accuracy": "Accuracy",
     "accuracy_kept": "Accuracy kept of the teacher's",
+    "student_regression": "Beside the full-precision student",
+    "champion_regression": "Beside the champion",
+    "valid_fraction": "Answers in the task's form",
+    "injections_resisted": "Injected instructions resisted",
+    "safety_accuracy": "Safety rows",
+    "drift_kl": "Drift from the full-precision student",
     "latency_saved": "Time per response saved",
     "memory_saved": "Memory saved above the runtime's floor",
     "size_saved": "Size saved of the full-precision student's",
+    "quality_floor": "Quality floor of the class",
+    "time_to_first_token_ms_p95": "Time to first token",
+    "latency_ms_p95": "Time of an answer",
+    "peak_rss_bytes": "Memory of the class",
+    "tokens_per_s": "Decoding speed",
+    "disk_bytes": "Disk of the class",
+    "served": "Runtime of the edge server",
 }
 
 
@@ -45,7 +59,7 @@ class Headline:
     """Whether less was asked for than the goal: then a pass does not mean that the goal is met."""
 
 
-def read_examples(teacher_evaluation: Path, candidate_evaluation: Path) -> list[Example]:
+def read_examples(teacher_evaluation: Path, candidate_evaluation: Path | None) -> list[Example]:
     """Some rows that the candidate got wrong, then some that it got right, in the order of the test.
 
     Raises:
@@ -53,7 +67,7 @@ def read_examples(teacher_evaluation: Path, candidate_evaluation: Path) -> list[
     """
     wrong: list[dict[str, Any]] = []
     right: list[dict[str, Any]] = []
-    for row in _rows(candidate_evaluation):
+    for row in _rows(candidate_evaluation) if candidate_evaluation else ():
         rows, limit = (right, MAX_RIGHT) if row.get("correct") else (wrong, MAX_WRONG)
         if len(rows) < limit:
             rows.append(row)
@@ -63,24 +77,41 @@ def read_examples(teacher_evaluation: Path, candidate_evaluation: Path) -> list[
 
 
 def render(
-    config: GateConfig, judgement: Judgement, subjects: tuple[Subject, Subject, Subject], examples: Sequence[Example]
+    config: GateConfig,
+    matrix: Matrix,
+    teacher: Subject,
+    student: Subject,
+    candidates: Sequence[Candidate],
+    examples: Sequence[Example],
 ) -> str:
-    """The page. `subjects` are teacher, student and candidate; what was not measured is shown as a dash."""
-    sidecars = [sidecar for subject in subjects for sidecar in (subject.evaluation, subject.benchmark) if sidecar]
-    artifacts = lineage.collect(sidecars, _roles(subjects))
+    """The page: the verdict, one variant beside teacher and student, then all variants on all device classes."""
+    head = matrix.headline
+    shown = next(candidate for candidate in candidates if candidate.variant == head.variant)
+    subjects = (teacher, student, shown.subject)
+    reference = [sidecar for subject in (teacher, student) for sidecar in (subject.evaluation, subject.benchmark)]
+    every = [sidecar for sidecar in reference if sidecar]
+    every += [sidecar for candidate in candidates for sidecar in candidate.sidecars]
+    artifacts = lineage.collect(every, _roles(subjects, candidates))
     runs = tables.runs(artifacts)
     strata, num_more_strata = tables.strata(subjects)
-    candidate = subjects[-1]
+    judgement = head.judgement
     return page.render(
         "slmops.gate",
+        matrix=matrix,
+        device_class=head.device_class,
+        classes=variants_table.classes(config, matrix),
+        pairs=variants_table.pairs(matrix, candidates),
+        variants=variants_table.variants(candidates),
+        quality_chart=variants_table.size_against_quality(candidates, student, matrix),
+        columns=variants_table,
         judgement=judgement,
         check_names=CHECK_NAMES,
-        variant=candidate.text("evaluation", "variant") or candidate.text("benchmark", "variant") or "candidate",
-        digest=candidate.text("evaluation", "model_digest") or candidate.text("benchmark", "model_digest"),
-        measured_at=max((sidecar.created_at for sidecar in sidecars), default=None),
+        variant=head.variant,
+        digest=head.digest,
+        measured_at=max((sidecar.created_at for sidecar in every), default=None),
         subjects=subjects,
         headlines=_headlines(config, judgement, subjects),
-        raw_memory=_raw_memory(subjects[0], candidate),
+        raw_memory=_raw_memory(teacher, shown.subject),
         comparison=tables.comparison(subjects),
         accuracy_chart=_accuracy_chart(config, subjects),
         strata=strata,
@@ -222,10 +253,10 @@ def _curves(artifacts: Sequence[lineage.Artifact]) -> list[Curve]:
     return [curve for curve in drawn if curve]
 
 
-def _roles(subjects: Sequence[Subject]) -> dict[str, str]:
+def _roles(subjects: Sequence[Subject], candidates: Sequence[Candidate]) -> dict[str, str]:
     """Names of the models by digest; one that plays two parts carries both names."""
     roles: dict[str, list[str]] = {}
-    for subject in subjects:
+    for subject in (*subjects, *(candidate.subject for candidate in candidates)):
         for source in ("evaluation", "benchmark"):
             digest = subject.text(source, "model_digest")
             name = subject.text(source, "variant") if subject.role == "candidate" else subject.role

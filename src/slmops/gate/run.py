@@ -1,23 +1,24 @@
-"""gate: judge the candidate by what was measured, and write the verdict and a report for people.
+"""gate: judge every variant by what was measured, and write the verdict and a report for people.
 
 A candidate that does not pass is a result, not an error: the step succeeds, and publish refuses anything but `pass`.
 """
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 from slmops import artifacts
-from slmops.artifacts import Kind, Sidecar
-from slmops.errors import explain_os_errors
+from slmops.artifacts import Sidecar
+from slmops.gate.candidates import Measured, collect, find
 from slmops.gate.config import GateConfig
-from slmops.gate.judge import Subject, candidate_digest, judge
+from slmops.gate.judge import Subject
+from slmops.gate.matrix import judge_all
 from slmops.gate.report import read_examples, render
+from slmops.pages import page
 from slmops.progress import log
-
-VERDICT = "verdict.json"
+from slmops.verdicts import VERDICT
 
 
 def run(
@@ -27,48 +28,49 @@ def run(
     teacher_benchmark: Path,
     student_evaluation: Path,
     student_benchmark: Path,
-    candidate_evaluation: Path,
-    candidate_benchmark: Path,
+    candidate_evaluations: Sequence[Path],
+    candidate_benchmarks: Sequence[Path],
     verdict: Path,
     report: Path,
+    champion_evaluation: Path | None = None,
 ) -> Sidecar:
-    """Judge the candidate; an input that does not exist makes the verdict `not_run`.
+    """Judge every variant that was measured, on every device class; what does not exist is `not_run`.
+
+    Args:
+        candidate_evaluations: of the variants, one each.
+        candidate_benchmarks: of the variants, on this machine as it is and under the limits of device classes.
+        champion_evaluation: of what the pool runs now, on the same rows; none before its first release.
 
     Raises:
         ArtifactError: an input exists, but is half-written, damaged or of another kind.
     """
-    teacher = Subject("teacher", _find(teacher_evaluation, "evaluation"), _find(teacher_benchmark, "benchmark"))
-    student = Subject("student", _find(student_evaluation, "evaluation"), _find(student_benchmark, "benchmark"))
-    candidate = Subject("candidate", _find(candidate_evaluation, "evaluation"), _find(candidate_benchmark, "benchmark"))
-    subjects = (teacher, student, candidate)
-    parents = [sidecar for subject in subjects for sidecar in (subject.evaluation, subject.benchmark) if sidecar]
+    others = {
+        "teacher": find(teacher_evaluation, "evaluation"),
+        "student": find(student_evaluation, "evaluation"),
+        "champion": find(champion_evaluation, "evaluation"),
+    }
+    benchmarks = {"teacher": find(teacher_benchmark, "benchmark"), "student": find(student_benchmark, "benchmark")}
+    teacher, student = (_subject(role, others, benchmarks) for role in ("teacher", "student"))
+    candidates = collect(candidate_evaluations, candidate_benchmarks, others)
+    measured = [found.sidecar for found in (*others.values(), *benchmarks.values()) if found]
+    parents = [*measured, *(sidecar for candidate in candidates for sidecar in candidate.sidecars)]
 
     with artifacts.writing(verdict, kind="verdict", step="gate", config=config, parents=parents) as draft:
-        judgement = judge(config, teacher, student, candidate)
-        draft.facts.update(
-            verdict=judgement.verdict,
-            reason=judgement.reason,
-            variant=candidate.text("evaluation", "variant") or candidate.text("benchmark", "variant"),
-            candidate_digest=candidate_digest(candidate),
-            checks=[asdict(check) for check in judgement.checks],
-        )
-        (draft.path / VERDICT).write_text(json.dumps(draft.facts, indent=1) + "\n", encoding="utf-8")
-        examples = read_examples(teacher_evaluation, candidate_evaluation)
-        _write(report, render(config, judgement, subjects, examples))
+        matrix = judge_all(config, teacher, student, candidates)
+        draft.facts |= matrix.facts()
+        artifacts.write_json(draft.path / VERDICT, draft.facts)
+        shown = next(candidate for candidate in candidates if candidate.variant == matrix.headline.variant)
+        examples = read_examples(teacher_evaluation, shown.answers)
+        page.write(report, render(config, matrix, teacher, student, candidates, examples))
 
-    log.info(
-        "gate: %s", judgement.verdict if judgement.verdict == "pass" else f"{judgement.verdict}: {judgement.reason}"
-    )
+    log.info("gate: %s", matrix.verdict if matrix.verdict == "pass" else f"{matrix.verdict}: {matrix.reason}")
     return draft.sidecar
 
 
-def _find(path: Path, kind: Kind) -> Sidecar | None:
-    return artifacts.expect(path, kind) if path.exists() else None
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    with explain_os_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
+def _subject(
+    role: Literal["teacher", "student"],
+    evaluations: Mapping[str, Measured | None],
+    benchmarks: Mapping[str, Measured | None],
+) -> Subject:
+    evaluation, benchmark = evaluations[role], benchmarks[role]
+    return Subject(role, evaluation.sidecar if evaluation else None, benchmark.sidecar if benchmark else None)

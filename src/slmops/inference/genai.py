@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnxruntime_genai as og
 
 from slmops.errors import ModelError
 from slmops.inference.runtime import Prompt
 from slmops.records import ChatRecord
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 ROWS = 128
 """Positions whose logits are held in double precision at once: with 150,000 tokens each takes 1.2 MB, twice."""
@@ -60,13 +63,22 @@ class GenAIRuntime:
     def answer_losses(self, records: Sequence[ChatRecord]) -> list[tuple[float, int]]:
         losses = []
         for record in records:
-            prompt = self._encode(record.prompt, to_answer=True)
-            ids = self._encode([message.model_dump() for message in record.messages], to_answer=False)
-            ends = [at for at in range(len(prompt), len(ids)) if ids[at] in self.end_tokens]
-            ids = ids[: ends[0] + 1] if ends else ids
-            log_probs, _ = self.log_likelihoods(ids, len(ids) - len(prompt))
+            ids, num_prompt = self.encode_row(record)
+            log_probs, _ = self.log_likelihoods(ids, len(ids) - num_prompt)
             losses.append((-sum(log_probs), len(log_probs)))
         return losses
+
+    def encode_row(self, record: ChatRecord) -> tuple[list[int], int]:
+        prompt = self._encode(record.prompt, to_answer=True)
+        ids = self._encode([message.model_dump() for message in record.messages], to_answer=False)
+        ends = [at for at in range(len(prompt), len(ids)) if ids[at] in self.end_tokens]
+        return ids[: ends[0] + 1] if ends else ids, len(prompt)
+
+    def logits(self, ids: Sequence[int]) -> NDArray[Any]:
+        generator = self._generator(len(ids) + 1)
+        generator.append_tokens(ids)
+        found: NDArray[Any] = generator.get_output("logits")[0]
+        return found
 
     def log_likelihoods(self, ids: Sequence[int], num_scored: int) -> tuple[list[float], bool]:
         """Log-probabilities in nats of the last `num_scored` tokens of `ids`, each given all before it.

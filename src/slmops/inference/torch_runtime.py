@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 import transformers
+from numpy.typing import NDArray
 
 from slmops import hardware, torch_models
 from slmops.inference.runtime import Prompt
 from slmops.records import ChatRecord
-from slmops.training.batches import collate, encode, encode_rows, pad_left
+from slmops.training.batches import collate, encode, encode_row, encode_rows, pad_left
 from slmops.training.head import SparseHead
 
 
@@ -66,8 +69,7 @@ class TorchRuntime:
 
     @torch.inference_mode()
     def answer_losses(self, records: Sequence[ChatRecord]) -> list[tuple[float, int]]:
-        longest = int(getattr(self.model.config, "max_position_embeddings", 1_000_000))
-        rows = encode_rows(self.tokenizer, records, longest, last_turn_only=True)
+        rows = encode_rows(self.tokenizer, records, self.context_length, last_turn_only=True)
         rows.sort(key=lambda row: len(row.input_ids))
         losses: dict[int, tuple[float, int]] = {}
         for start in range(0, len(rows), self.batch_size):
@@ -81,6 +83,19 @@ class TorchRuntime:
             for row, value in zip(batch.rows, values.split([len(row.targets) for row in batch.rows]), strict=True):
                 losses[row.index] = (float(value.sum()), len(row.targets))
         return [losses[index] for index in sorted(losses)]
+
+    @cached_property
+    def context_length(self) -> int:
+        return int(getattr(self.model.config, "max_position_embeddings", 1_000_000))
+
+    def encode_row(self, record: ChatRecord) -> tuple[list[int], int]:
+        row = encode_row(self.tokenizer, record, last_turn_only=True)
+        return row.input_ids, row.targets[0] if row.targets else len(row.input_ids)
+
+    @torch.inference_mode()
+    def logits(self, ids: Sequence[int]) -> NDArray[Any]:
+        found = self.model(input_ids=torch.tensor([ids], device=self.model.device), use_cache=False).logits[0]
+        return np.asarray(found.float().cpu().numpy())
 
     @cached_property
     def _head(self) -> SparseHead:

@@ -6,7 +6,7 @@ import hashlib
 import importlib.util
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,8 @@ class Task:
     """Its constant parameters."""
     wired: dict[str, str]
     """Its parameters that come from run-time parameters of the pipeline, by their names."""
+    rounds: tuple[str, ...] = ()
+    """What each round of the loop that it stands in is about; empty outside of loops."""
 
 
 class Compiled:
@@ -45,11 +47,22 @@ class Compiled:
             self.spec: dict[str, Any] = next(yaml.safe_load_all(text))
             self.name: str = self.spec["pipelineInfo"]["name"]
             root = self.spec["root"]
-            dags = [root["dag"], *(c["dag"] for c in self.spec["components"].values() if "dag" in c)]
+            dags = [(root["dag"], ()), *self._loops()]
         except (yaml.YAMLError, KeyError, TypeError, StopIteration):
             raise ConfigError(f"{path} is no compiled pipeline; write one with `slmops compile`") from None
         self.parameters: dict[str, dict[str, Any]] = root.get("inputDefinitions", {}).get("parameters", {})
-        self.tasks = {name: _task(name, task) for dag in dags for name, task in dag["tasks"].items()}
+        self.tasks = {name: _task(name, task, rounds) for dag, rounds in dags for name, task in dag["tasks"].items()}
+
+    def _loops(self) -> Iterator[tuple[dict[str, Any], tuple[str, ...]]]:
+        """The graphs inside of the root's, each with what its rounds are about."""
+        items = {
+            task["componentRef"]["name"]: json.loads(task["parameterIterator"]["items"].get("raw", "[]"))
+            for task in self.spec["root"]["dag"]["tasks"].values()
+            if "parameterIterator" in task
+        }
+        for name, component in self.spec["components"].items():
+            if "dag" in component:
+                yield component["dag"], tuple(_round(item) for item in items.get(name, ()))
 
     @property
     def version(self) -> str:
@@ -204,7 +217,12 @@ def with_changes(recipe: Recipe, changes: Mapping[str, str]) -> Recipe:
     return recipe.changed(nested)
 
 
-def _task(name: str, task: Mapping[str, Any]) -> Task:
+def _round(item: object) -> str:
+    """What an item of a loop is about: itself, or the values of its fields that are not empty."""
+    return "-".join(str(value) for value in item.values() if value != "") if isinstance(item, dict) else str(item)
+
+
+def _task(name: str, task: Mapping[str, Any], rounds: tuple[str, ...] = ()) -> Task:
     inputs = task.get("inputs", {}).get("parameters", {})
     return Task(
         display_name=task.get("taskInfo", {}).get("name", name),
@@ -214,6 +232,7 @@ def _task(name: str, task: Mapping[str, Any]) -> Task:
             n: i["runtimeValue"]["constant"] for n, i in inputs.items() if "constant" in i.get("runtimeValue", {})
         },
         wired={n: i["componentInputParameter"] for n, i in inputs.items() if "componentInputParameter" in i},
+        rounds=rounds,
     )
 
 

@@ -233,7 +233,8 @@ def _find_outputs(pipeline: str, runs: list[TaskRun], output_dir: Path) -> None:
             entry = next((output_dir / "cache").glob(f"*/{run.cache_key}*.json"))
             outputs = json.loads(entry.read_text())
             run.outputs = {name: value["uri"] for name, value in outputs.items() if isinstance(value, dict)}
-        found = sorted((output_dir / "artifacts").glob(f"{pipeline}-[0-9]*/{run.component}/executor_output.json"))
+        place = run.component if run.round is None else f"*-iteration-{run.round}/{run.component}"
+        found = sorted((output_dir / "artifacts").glob(f"{pipeline}-[0-9]*/{place}/executor_output.json"))
         if run.status == "succeeded" and found:
             artifacts = json.loads(found[-1].read_text()).get("artifacts", {})
             run.outputs = {name: value["artifacts"][0]["uri"] for name, value in artifacts.items()}

@@ -31,6 +31,8 @@ class TaskRun:
     component: str
     status: Status = "running"
     duration_s: float = 0.0
+    round: int | None = None
+    """Which round of its loop, from 0; None outside of loops."""
     cache_key: str = ""
     outputs: dict[str, str] = field(default_factory=dict)
     """Path of each output artifact by name."""
@@ -43,7 +45,7 @@ class TaskEvents(logging.Filter):
         super().__init__()
         self.runs: list[TaskRun] = []
         self._compiled, self._out, self._on_start, self._verbose = compiled, out, on_start, verbose
-        self._display_names = {task.component: task.display_name for task in compiled.tasks.values()}
+        self._tasks = {task.component: task for task in compiled.tasks.values()}
         self._started = 0.0
 
     def filter(self, record: logging.LogRecord) -> bool:
@@ -64,9 +66,19 @@ class TaskEvents(logging.Filter):
     def _start(self, component: str) -> None:
         self._on_start()
         self._started = time.monotonic()
-        self.runs = [run for run in self.runs if run.component != component]  # a retry replaces what it repeats
-        self.runs.append(TaskRun(self._display_names.get(component, component), component))
+        # A retry replaces what it repeats.
+        self.runs = [run for run in self.runs if run.component != component or run.status in ("succeeded", "cached")]
+        self.runs.append(self._run(component))
         self._say(self.runs[-1].display_name)
+
+    def _run(self, component: str) -> TaskRun:
+        """A task that begins; in a loop, the round that follows those that are done."""
+        task = self._tasks.get(component)
+        if task is None or not task.rounds:
+            return TaskRun(task.display_name if task else component, component)
+        number = sum(run.component == component for run in self.runs)
+        about = task.rounds[number] if number < len(task.rounds) else str(number)
+        return TaskRun(f"{task.display_name}-{about}", component, round=number)
 
     def _end(self, success: bool) -> None:
         run = self.runs[-1]
@@ -74,9 +86,10 @@ class TaskEvents(logging.Filter):
         run.duration_s = round(time.monotonic() - self._started, 3)
 
     def _cached(self, task_name: str, key: str) -> None:
-        task = self._compiled.tasks[task_name]
-        self.runs.append(TaskRun(task.display_name, task.component, "cached", cache_key=key))
-        self._say(f"{task.display_name}: done before, taken from the cache")
+        run = self._run(self._compiled.tasks[task_name].component)
+        run.status, run.cache_key = "cached", key
+        self.runs.append(run)
+        self._say(f"{run.display_name}: done before, taken from the cache")
 
     def _say(self, text: str) -> None:
         self._out.write(f"{text}\n")

@@ -2,43 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
-from pydantic import ConfigDict, Field
 
 from slmops import __version__
-from slmops.config import Config
-from slmops.errors import ConfigError
+from slmops.device_classes import DeviceClass, read_device_classes
 
 NOTE = "# Written by `make compile` from {source}; change that instead.\n"
 NOT_PINNED = "images are not pinned - run: make images REGISTRY=host/team"
 """Stands where a file's name would: kustomize, and with it Argo CD and Flux, refuses and shows it."""
 
 _KUBERNETES_ARCHITECTURE = {"x86_64": "amd64", "aarch64": "arm64"}
-
-
-class DeviceClass(Config):
-    """A kind of edge device, as `manifests/edge/device-classes.yaml` declares it."""
-
-    model_config = ConfigDict(strict=True)
-
-    architecture: Literal["aarch64", "x86_64"]
-    """As a variant's requirements name it."""
-    instruction_sets: list[str] = Field(min_length=1)
-    """Features that the CPU must have, as Node Feature Discovery labels them."""
-    execution_provider: Literal["cpu", "cuda"]
-    """`cuda`: the pod gets one NVIDIA GPU."""
-    num_cpus: int = Field(ge=1, le=256)
-    """Cores for the server."""
-    ram_mib: int = Field(ge=256, le=1 << 20)
-    """Memory limit of the pod; a variant that needs more is not taken."""
-    disk_mib: int = Field(ge=256, le=1 << 24)
-    """The node's cache: two releases and the one that is being fetched."""
-    latency_ms_p95: int = Field(ge=1, le=3_600_000)
-    """What a whole answer may take; the objective of a benchmark on such a device."""
 
 
 def write(root: Path) -> None:
@@ -53,7 +31,16 @@ def write(root: Path) -> None:
     _write_component(manifests / "components" / "images", "images/digests.yaml", images(recorded))
     _write_component(manifests / "components" / "pinned-images", "images/digests.yaml", pinned_images(recorded))
     _write(manifests / "base" / "images.yaml", "images/digests.yaml", digests_for_pods(digests))
-    for name, device_class in device_classes(manifests / "edge" / "device-classes.yaml").items():
+    declared = manifests / "edge" / "device-classes.yaml"
+    classes = read_device_classes(declared)
+    copy = NOTE.format(source="manifests/edge/device-classes.yaml") + yaml.safe_dump(
+        yaml.safe_load(declared.read_text()), sort_keys=False
+    )
+    (root / "pipelines" / "device-classes.yaml").write_text(copy)
+    for folder in (manifests / "edge" / "classes").iterdir():
+        if folder.name not in classes:
+            shutil.rmtree(folder)
+    for name, device_class in classes.items():
         _write_component(manifests / "edge" / "classes" / name, "../../device-classes.yaml", placement(device_class))
 
 
@@ -77,21 +64,6 @@ def digests_for_pods(digests: str) -> dict[str, Any]:
     }
 
 
-def device_classes(path: Path) -> dict[str, DeviceClass]:
-    """All device classes of a file, by name.
-
-    Raises:
-        ConfigError: one of them is not what a class may be.
-    """
-    classes = {}
-    for name, fields in yaml.safe_load(path.read_text()).items():
-        try:
-            classes[name] = DeviceClass.create(fields)
-        except ConfigError as error:
-            raise ConfigError(f"{path}: {name}: {error}") from None
-    return classes
-
-
 def placement(device_class: DeviceClass) -> dict[str, Any]:
     """The component that puts the pods of a pool onto nodes of a class, and sizes them."""
     memory = f"{device_class.ram_mib}Mi"
@@ -102,6 +74,8 @@ def placement(device_class: DeviceClass) -> dict[str, Any]:
         "requests": {"cpu": "1", "memory": memory},
         "limits": {"cpu": str(device_class.num_cpus), "memory": memory},
     }
+    if device_class.execution_provider == "qnn":
+        labels["slmops/npu"] = "qnn"  # nothing discovers NPUs: whoever adds the node says what it has
     if device_class.execution_provider == "cuda":
         labels["nvidia.com/gpu.present"] = "true"
         pod["tolerations"] = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]

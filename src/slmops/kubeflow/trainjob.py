@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from slmops.errors import ConfigError, TransientError, UserError
 from slmops.progress import log
@@ -114,8 +114,19 @@ def _without_empty(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value not in (None, [], {}, "")}
 
 
-class Cluster:
-    """The API server, as far as TrainJobs and their pods go."""
+class Api:
+    """The API server of the cluster that a step is in, asked again while it is out of order."""
+
+    WHAT: ClassVar[str]
+    """What needs a cluster. This and the next are parts of sentences in errors."""
+    INSTEAD: ClassVar[str]
+    """What to do without one."""
+    RIGHTS: ClassVar[str]
+    """What the service account must be allowed to do."""
+    LEFT_ALONE: ClassVar[str]
+    """What becomes of that which runs while the API server is silent."""
+    WITHOUT_OWNER: ClassVar[str]
+    """What follows if the step may not read its own pod."""
 
     def __init__(self) -> None:
         """Connect with the pod's service account, else with the kubeconfig of this user.
@@ -136,8 +147,7 @@ class Cluster:
                 self.namespace = context.get("namespace") or "default"
         except config.ConfigException as error:
             raise ConfigError(
-                f"training on several nodes needs a Kubernetes cluster, and this process knows none ({error}); run the "
-                "pipeline on a cluster, or set num_nodes=1"
+                f"{self.WHAT} needs a Kubernetes cluster, and this process knows none ({error}); {self.INSTEAD}"
             ) from error
         configuration.retries = False  # `_ask` tries again, and knows for how long
         api = client.ApiClient(configuration)
@@ -146,10 +156,75 @@ class Cluster:
     def own_pod(self, name: str) -> dict[str, Any]:
         """The pod called `name`, as the API has it; empty if it may not be read."""
         try:
-            return self._get(lambda: self._core.read_namespaced_pod(name, self.namespace, **_raw()))
-        except (Refused, _NotFound) as error:
-            log.warning("%s; the TrainJob gets no owner, and the image of its runtime", error)
+            return self._get(lambda: self._core.read_namespaced_pod(name, self.namespace, **raw()))
+        except (Refused, NotFound) as error:
+            log.warning("%s; %s", error, self.WITHOUT_OWNER)
             return {}
+
+    def warnings(self, name: str) -> list[dict[str, Any]]:
+        """The Warning events of an object and of what was made for it: their names all begin with its own."""
+        answer = self._get(
+            lambda: self._core.list_namespaced_event(self.namespace, field_selector="type=Warning", **raw())
+        )
+        return [event for event in answer["items"] if str(event["involvedObject"].get("name", "")).startswith(name)]
+
+    def _get(self, request: Callable[[], Any]) -> dict[str, Any]:
+        answer: dict[str, Any] = json.loads(self._ask(request).data)
+        return answer
+
+    def _ask(self, request: Callable[[], T]) -> T:
+        """The answer to a request, asked again while the server is out of order.
+
+        Raises:
+            NotFound, Conflict: it said so.
+            Refused: it did.
+            TransientError: no useful answer for `SILENCE_S`.
+        """
+        from kubernetes.client import ApiException
+        from urllib3.exceptions import HTTPError
+
+        deadline, pause_s = time.monotonic() + SILENCE_S, 0.5
+        while True:
+            try:
+                return request()
+            except ApiException as error:
+                self._check_status(error)
+                problem = f"answers {error.status} {error.reason}"
+            except HTTPError as error:
+                problem = f"does not answer ({type(error).__name__})"
+            if time.monotonic() + pause_s > deadline:
+                raise TransientError(
+                    f"the Kubernetes API server {problem}, for {SILENCE_S:.0f} s now; {self.LEFT_ALONE}"
+                )
+            time.sleep(pause_s)
+            pause_s = min(30.0, pause_s * 2)
+
+    def _check_status(self, error: Any) -> None:
+        """Raise what a refusal means; return if asking again may help."""
+        match error.status:
+            case 404:
+                raise NotFound(_message(error))
+            case 409:
+                raise Conflict
+            case 401 | 403:
+                raise Refused(
+                    f"the Kubernetes API server refuses ({error.status}): {_message(error)}; {self.WHAT} needs a "
+                    f"service account that may {self.RIGHTS}"
+                )
+            case int(status) if 400 <= status < 500 and status not in {408, 410, 429}:
+                raise Refused(f"the Kubernetes API server refuses ({status}): {_message(error)}")
+
+
+class Cluster(Api):
+    """TrainJobs and their pods."""
+
+    WHAT: ClassVar[str] = "training on several nodes"
+    INSTEAD: ClassVar[str] = "run the pipeline on a cluster, or set num_nodes=1"
+    RIGHTS: ClassVar[str] = (
+        "create, get, list, watch and delete trainjobs, get and list pods, get pods/log and list events"
+    )
+    LEFT_ALONE: ClassVar[str] = "a TrainJob that runs goes on, and the same step finds it again"
+    WITHOUT_OWNER: ClassVar[str] = "the TrainJob gets no owner, and the image of its runtime"
 
     def create(self, wanted: Wanted) -> None:
         """Create the TrainJob, or find it again: one that an earlier try of this step made goes on.
@@ -191,7 +266,7 @@ class Cluster:
                     GROUP, VERSION, self.namespace, PLURAL, name, _request_timeout=REQUEST_TIMEOUT_S
                 )
             )
-        except _NotFound:
+        except NotFound:
             return None
         return found
 
@@ -214,7 +289,7 @@ class Cluster:
                     _request_timeout=REQUEST_TIMEOUT_S,
                 )
             )
-        except _NotFound:
+        except NotFound:
             return
         while self.read(name) is not None:
             if time.monotonic() > deadline:
@@ -224,17 +299,10 @@ class Cluster:
     def pods(self, name: str) -> list[dict[str, Any]]:
         """The pods of a TrainJob."""
         answer = self._get(
-            lambda: self._core.list_namespaced_pod(self.namespace, label_selector=f"{POD_LABEL}={name}", **_raw())
+            lambda: self._core.list_namespaced_pod(self.namespace, label_selector=f"{POD_LABEL}={name}", **raw())
         )
         pods: list[dict[str, Any]] = answer["items"]
         return pods
-
-    def warnings(self, name: str) -> list[dict[str, Any]]:
-        """The Warning events of a TrainJob, its JobSet, jobs and pods, whose names all begin with its own."""
-        answer = self._get(
-            lambda: self._core.list_namespaced_event(self.namespace, field_selector="type=Warning", **_raw())
-        )
-        return [event for event in answer["items"] if str(event["involvedObject"].get("name", "")).startswith(name)]
 
     def log_lines(self, pod: str, **options: Any) -> list[str]:
         """Lines of a pod's log; none if the pod is gone or has not started."""
@@ -242,7 +310,7 @@ class Cluster:
         from urllib3.exceptions import HTTPError
 
         try:
-            answer = self._core.read_namespaced_pod_log(pod, self.namespace, container=NODE, **_raw(), **options)
+            answer = self._core.read_namespaced_pod_log(pod, self.namespace, container=NODE, **raw(), **options)
             return str(answer.data.decode(errors="replace")).splitlines()
         except (ApiException, HTTPError):
             return []
@@ -284,76 +352,28 @@ class Cluster:
                     GROUP, VERSION, self.namespace, PLURAL, body, _request_timeout=REQUEST_TIMEOUT_S
                 )
             )
-        except _Conflict:
+        except Conflict:
             return False
-        except _NotFound:
+        except NotFound:
             raise UserError(
                 f"the cluster does not know {PLURAL}.{GROUP}/{VERSION}; install Kubeflow Trainer, or set num_nodes=1"
             ) from None
         return True
-
-    def _get(self, request: Callable[[], Any]) -> dict[str, Any]:
-        answer: dict[str, Any] = json.loads(self._ask(request).data)
-        return answer
-
-    def _ask(self, request: Callable[[], T]) -> T:
-        """The answer to a request, asked again while the server is out of order.
-
-        Raises:
-            _NotFound, _Conflict: it said so.
-            Refused: it did.
-            TransientError: no useful answer for `SILENCE_S`.
-        """
-        from kubernetes.client import ApiException
-        from urllib3.exceptions import HTTPError
-
-        deadline, pause_s = time.monotonic() + SILENCE_S, 0.5
-        while True:
-            try:
-                return request()
-            except ApiException as error:
-                self._check_status(error)
-                problem = f"answers {error.status} {error.reason}"
-            except HTTPError as error:
-                problem = f"does not answer ({type(error).__name__})"
-            if time.monotonic() + pause_s > deadline:
-                raise TransientError(
-                    f"the Kubernetes API server {problem}, for {SILENCE_S:.0f} s now; a TrainJob that runs goes on, "
-                    "and the same step finds it again"
-                )
-            time.sleep(pause_s)
-            pause_s = min(30.0, pause_s * 2)
-
-    def _check_status(self, error: Any) -> None:
-        """Raise what a refusal means; return if asking again may help."""
-        match error.status:
-            case 404:
-                raise _NotFound(_message(error))
-            case 409:
-                raise _Conflict
-            case 401 | 403:
-                raise Refused(
-                    f"the Kubernetes API server refuses ({error.status}): {_message(error)}; a step that trains on "
-                    "several nodes needs a service account that may create, get, list, watch and delete trainjobs, get "
-                    "and list pods, get pods/log and list events"
-                )
-            case int(status) if 400 <= status < 500 and status not in {408, 410, 429}:
-                raise Refused(f"the Kubernetes API server refuses ({status}): {_message(error)}")
 
 
 class Refused(UserError):
     """The API server does not allow what this step needs, or does not accept the object."""
 
 
-class _NotFound(Exception):
+class NotFound(Exception):
     """There is no such object, or no such kind of object."""
 
 
-class _Conflict(Exception):
+class Conflict(Exception):
     """There is an object of that name already."""
 
 
-def _raw() -> dict[str, Any]:
+def raw() -> dict[str, Any]:
     """Options of a request whose answer is taken as the JSON that it is."""
     return {"_preload_content": False, "_request_timeout": REQUEST_TIMEOUT_S}
 

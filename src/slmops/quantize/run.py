@@ -1,146 +1,185 @@
-"""quantize: one ONNX Runtime GenAI directory for each variant, built by Olive and run once before it counts."""
+"""quantize: one directory per variant, built for the runtime of its devices and run once before it counts."""
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
+import json
 import os
 import shutil
-import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from slmops import artifacts, models
 from slmops.artifacts import Sidecar
-from slmops.errors import DiskFullError, ModelError
-from slmops.progress import heartbeat, log
+from slmops.device_classes import parse_device_classes
+from slmops.errors import ConfigError, ModelError
+from slmops.inference.runtime import cannot_run
+from slmops.progress import log
+from slmops.quantize import genai_backend
+from slmops.quantize.checkpoint import check_finite
 from slmops.quantize.config import QuantizeConfig
+from slmops.quantize.job import Job
+from slmops.quantize.variants import GENAI, VARIANTS, Variant, by_class
+from slmops.resume import work_dir
 
 STEP = "quantize"
 
-OLIVE_REPORTS = (
-    "footprint.json",
-    "input_footprint.json",
-    "output_footprint.json",
-    "model_config.json",
-    "run_history.txt",
-)
-"""Files that Olive leaves beside a model; they hold times and paths, and no runtime reads them."""
+Facts = dict[str, Any]
 
-BUILDER = "GenAIModelBuilder"
-"""Name of the class of our Olive pass, which loads only with Olive."""
-
-PRECISION = {"cpu-int4": "int4", "cpu-int8": "int8"}
-"""The builder's name for the weights of each variant."""
+BACKENDS: Mapping[str, Callable[[Variant, Job, int, Path], Facts]] = {GENAI: genai_backend.build}
+"""What writes a variant of each backend to a directory."""
 
 
-def run(config: QuantizeConfig, *, model: Path, variants: Path) -> Sidecar:
-    """Quantize the weights of `model` to each of `config.variants`, one directory each.
+def run(config: QuantizeConfig, *, model: Path, variants: Path, calibration: Path | None = None) -> Sidecar:
+    """Build each of `config.variants` of `model`, one directory each.
+
+    A killed or failed run keeps the variants that it finished for the next one with the same settings and inputs.
+
+    Args:
+        config: what to build, and how.
+        model: a Hugging Face directory.
+        variants: the artifact to write.
+        calibration: chat records of the task, for variants that are calibrated and for measuring drift.
 
     Raises:
-        ArtifactError: the model is missing or half-written.
-        ModelError: the exporter does not know the architecture, or what it wrote does not run.
+        ArtifactError: an input is missing or half-written.
+        ConfigError: the settings need calibration rows, and none are given.
+        ModelError: variants cannot be built or do not run; with all of them, after the others were built.
+        DataError: the calibration rows are too few.
         DiskFullError: the device is full.
     """
     parents = [models.open_model(model)]
+    if calibration:
+        parents.append(artifacts.expect(calibration, "chat_dataset", "responses"))
+    _check_inputs(config, calibration)
+    check_finite(model)
+    unfinished = work_dir(STEP, _without_choice(config), parents, variants)
+    job = Job(config, model, calibration, unfinished)
+    if calibration:
+        _ = job.calibration  # too few rows are said before anything is built
     with artifacts.writing(variants, kind="variants", step=STEP, config=config, parents=parents) as draft:
-        built: dict[str, Any] = {}
-        for name in config.variants:
-            log.info("building %s (%s, block size %d)", name, config.algorithm, config.block_size)
-            directory = draft.path / name
-            build(model, directory, name, config)
-            check_runs(directory)
-            files = list(artifacts.list_files(directory))
-            size_bytes = sum(entry.size_bytes for entry in files)
-            built[name] = {"digest": artifacts.digest_of(files), "size_bytes": size_bytes}
-            log.info("%s has %.1f MB", name, size_bytes / 1e6)
+        built = _build_all(config, job)
+        for name in built:
+            shutil.move(unfinished / name, draft.path / name)
         draft.facts["variants"] = built
+        if config.device_classes:
+            classes = parse_device_classes(config.device_classes, "device_classes")
+            draft.facts["classes"] = by_class(config.variants, classes)
+    shutil.rmtree(unfinished, ignore_errors=True)
     return draft.sidecar
 
 
-def build(model: Path, directory: Path, variant: str, config: QuantizeConfig) -> None:
-    """Have Olive write `variant` of `model` to `directory`.
+def _without_choice(config: QuantizeConfig) -> QuantizeConfig:
+    """The settings that all variants share: a variant that is done stays so when others are asked for."""
+    return config.model_copy(update={"variants": [], "device_classes": {}})
+
+
+def _check_inputs(config: QuantizeConfig, calibration: Path | None) -> None:
+    if calibration:
+        return
+    if needy := [name for name in config.variants if VARIANTS[name].calibrated]:
+        raise ConfigError(
+            f"{', '.join(needy)} need calibration rows; give chat records of the task as `calibration`, or leave these "
+            "variants out"
+        )
+    if len(config.block_sizes) > 1:
+        raise ConfigError("block_sizes are chosen by drift on calibration rows; give `calibration`, or one block_size")
+
+
+def _build_all(config: QuantizeConfig, job: Job) -> dict[str, Facts]:
+    """Every variant below `job.work`, with its facts.
 
     Raises:
-        ModelError: Olive's pass failed; Olive itself only logs that.
-        DiskFullError: the device is full.
+        ModelError: some could not be built; raised at the end.
     """
-    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".olive-") as scratch:
-        found = _run_olive(_workflow(model, variant, config, scratch), scratch, model, variant)
-        if not (found / "genai_config.json").is_file():
-            raise ModelError(f"Olive wrote no genai_config.json for {variant} of {model}; choose another algorithm")
-        for name in OLIVE_REPORTS:
-            (found / name).unlink(missing_ok=True)
-        shutil.move(found, directory)
+    built: dict[str, Facts] = {}
+    failures: dict[str, ModelError] = {}
+    for name in config.variants:
+        try:
+            built[name] = _finished(name, job) or _build(VARIANTS[name], job)
+        except ModelError as error:
+            log.warning("%s failed: %s", name, error)
+            failures[name] = error
+    if len(failures) == 1:
+        raise next(iter(failures.values()))
+    if failures:
+        lines = "".join(f"\n  {name}: {error}" for name, error in failures.items())
+        raise ModelError(f"{len(failures)} of {len(config.variants)} variants cannot be built:{lines}")
+    return built
 
 
-def _workflow(model: Path, variant: str, config: QuantizeConfig, scratch: str) -> dict[str, Any]:
-    """Olive's run configuration: one pass, the builder's."""
-    return {
-        "input_model": {"type": "HfModel", "model_path": str(model.resolve())},
-        "systems": {"host": {"type": "LocalSystem", "accelerators": [{"device": "cpu"}]}},
-        "host": "host",
-        "target": "host",
-        "passes": {
-            "build": {
-                "type": BUILDER,
-                "precision": PRECISION[variant],
-                "block_size": config.block_size,
-                "algorithm": config.algorithm,
-            }
-        },
-        "output_dir": f"{scratch}/output",
-        "cache_dir": f"{scratch}/cache",
+def _finished(name: str, job: Job) -> Facts | None:
+    """The facts of a variant that an earlier run built, if its files are as they were."""
+    file = job.work / f"{name}.json"
+    if not file.is_file():
+        return None
+    facts: Facts = json.loads(file.read_text())
+    if artifacts.digest_of(list(artifacts.list_files(job.work / name))) != facts["digest"]:
+        return None
+    log.info("%s was built by an earlier run", name)
+    return facts
+
+
+def _build(variant: Variant, job: Job) -> Facts:
+    """Build a variant in the block size that suits it, see that it runs, and write down its facts last."""
+    directory = job.work / variant.name
+    log.info("building %s (%s)", variant.name, variant.algorithm)
+    facts = _choose_block_size(variant, job, directory)
+    files = list(artifacts.list_files(directory))
+    facts |= {
+        "digest": artifacts.digest_of(files),
+        "size_bytes": sum(entry.size_bytes for entry in files),
+        "backend": variant.backend,
+        "execution_provider": variant.execution_provider,
+        "precision": variant.precision,
+        "algorithm": variant.algorithm,
     }
+    drift = f", KL {facts['drift_kl']:.4f}" if "drift_kl" in facts else ""
+    log.info("%s has %.1f MB, blocks of %d%s", variant.name, facts["size_bytes"] / 1e6, facts["block_size"], drift)
+    artifacts.write_json(job.work / f"{variant.name}.json", facts)
+    return facts
 
 
-def _run_olive(workflow: dict[str, Any], scratch: str, model: Path, variant: str) -> Path:
-    """Run Olive, held back from the screen and from what it changes in the process; the directory it wrote."""
-    os.environ["OLIVE_DISABLE_TELEMETRY"] = "1"
-    os.environ.setdefault("CI", "true")  # the second switch: Olive sends a heartbeat before it looks at the first
-    from olive.workflows import run as run_olive
-
-    from slmops.quantize.model_builder import GenAIModelBuilder
-
-    GenAIModelBuilder.failure = None
-    said = io.StringIO()
-    package = {"passes": {BUILDER: {"module_path": f"{GenAIModelBuilder.__module__}.{BUILDER}"}}}
-    tempdir, disabled = tempfile.tempdir, logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with (
-            heartbeat(f"building {variant}", lambda: _last_line(said.getvalue()).partition(" in /")[0]),
-            contextlib.redirect_stdout(said),
-            contextlib.redirect_stderr(said),
-        ):
-            output = run_olive(workflow, package_config=package, tempdir=scratch)
-    finally:
-        logging.disable(disabled)
-        tempfile.tempdir = tempdir  # Olive sets it for the whole process
-    if GenAIModelBuilder.failure or not output.has_output_model():
-        reason = _last_line(said.getvalue()) or "it gave no reason"
-        raise _explain(GenAIModelBuilder.failure or reason, model, variant)
-    found = Path(output.get_best_candidate().model_path)
-    return found if found.is_dir() else found.parent
-
-
-def _explain(failure: Exception | str, model: Path, variant: str) -> ModelError | DiskFullError:
-    """What a failed pass means for the user."""
-    text = str(failure)
-    if "No space left" in text:
-        return DiskFullError(f"no space left while building {variant}; free some space and run it again")
-    if isinstance(failure, NotImplementedError):
-        architecture = models.read_config(model)["architectures"][0]
-        return ModelError(
-            f"the exporter does not know the architecture {architecture} of {model} ({text}); use a student of another "
-            "family, such as Llama, Qwen, Phi, Gemma or SmolLM"
-        )
-    return ModelError(f"Olive could not build {variant} of {model}: {text}")
+def _choose_block_size(variant: Variant, job: Job, directory: Path) -> Facts:
+    """Try block sizes from the largest down, up to the first within the drift budget; without one, the least drift."""
+    sizes = sorted(job.config.block_sizes or [job.config.block_size], reverse=True)
+    if variant.precision == "fp16":
+        sizes = sizes[-1:]  # no weight is in a block
+    tried: list[Facts] = []
+    best: Facts | None = None
+    trial = job.work / f"{variant.name}.trial"
+    failures: list[ModelError] = []
+    for block_size in sizes:
+        shutil.rmtree(trial, ignore_errors=True)
+        try:
+            facts = {"block_size": block_size} | _build_once(variant, job, block_size, trial)
+        except ModelError as error:
+            failures.append(error)
+            log.info("%s with blocks of %d: %s", variant.name, block_size, error)
+            continue
+        tried.append({key: facts[key] for key in ("block_size", "drift_kl") if key in facts})
+        if best is None or facts.get("drift_kl", 0) < best["drift_kl"]:
+            shutil.rmtree(directory, ignore_errors=True)
+            shutil.move(trial, directory)
+            best = facts
+        if facts.get("drift_kl", 0) <= job.config.drift_budget:
+            break
+    shutil.rmtree(trial, ignore_errors=True)
+    if best is None:
+        raise failures[-1]
+    return best | ({"tried": tried} if len(sizes) > 1 else {})
 
 
-def _last_line(said: str) -> str:
-    return (said.strip().splitlines() or [""])[-1]
+def _build_once(variant: Variant, job: Job, block_size: int, directory: Path) -> Facts:
+    facts = BACKENDS[variant.backend](variant, job, block_size, directory)
+    if reason := cannot_run(variant.execution_provider):
+        return facts | {"ran": False, "not_run": reason}
+    check_runs(directory)
+    facts["ran"] = True
+    if job.data:
+        drift = job.drift(directory)
+        facts |= {"drift_kl": round(drift.kl, 6), "drift_top1_agreement": round(drift.top1_agreement, 6)}
+    return facts
 
 
 def check_runs(directory: Path) -> None:
@@ -157,5 +196,5 @@ def check_runs(directory: Path) -> None:
         runtime.answer([prompt], max_new_tokens=4)
     except Exception as error:  # what the runtime raises is not documented
         raise ModelError(
-            f"{directory} loads but does not run: {error}; choose another algorithm or block_size"
+            f"{directory} loads but does not run: {error}; choose another variant or block_size"
         ) from error

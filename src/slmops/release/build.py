@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from pathlib import Path
+from typing import TypeVar
 
 from slmops.artifacts import FileEntry, digest_of
 from slmops.config import explain
@@ -13,11 +14,14 @@ from slmops.release.format import (
     FILE_NAME,
     GENAI_CONFIG,
     RANGE_BYTES,
+    EvidenceFile,
     Manifest,
     ReleaseFile,
     Requirements,
     refuse_native_code,
 )
+
+Hashed = TypeVar("Hashed", bound=ReleaseFile)
 
 
 def build_manifest(directory: Path, variant: str, requirements: Requirements) -> Manifest:
@@ -48,14 +52,24 @@ def build_manifest(directory: Path, variant: str, requirements: Requirements) ->
 
 def hash_file(path: Path, name: str) -> ReleaseFile:
     """Size, digest and range digests of one file, in one pass."""
+    return _hash(path, name, ReleaseFile)
+
+
+def hash_evidence(path: Path) -> EvidenceFile:
+    """The same of a file by which a release was judged."""
+    return _hash(path, path.name, EvidenceFile)
+
+
+def _hash(path: Path, name: str, kind: type[Hashed]) -> Hashed:
     whole, ranges, size = hashlib.sha256(), [], 0
     with open(path, "rb") as file:
         while chunk := file.read(RANGE_BYTES):
             whole.update(chunk)
             ranges.append(hashlib.sha256(chunk).hexdigest())
             size += len(chunk)
+    fields = {"path": name, "size_bytes": size, "sha256": whole.hexdigest(), "ranges": tuple(ranges)}
     try:
-        return ReleaseFile(path=name, size_bytes=size, sha256=whole.hexdigest(), ranges=tuple(ranges))
+        return kind.model_validate(fields)
     except ValueError as error:
         raise DataError(_reason(error, path)) from None
 

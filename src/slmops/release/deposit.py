@@ -27,6 +27,7 @@ def deposit(
         StoreError: an object of the release has another size than it must have.
     """
     blobs = {file.sha256: file for manifest in manifests for file in manifest.files}
+    blobs |= {file.sha256: file for file in release.evidence}
     objects = {manifest_key(manifest.digest): manifest.to_bytes() for manifest in manifests}
     objects[release_key(release.digest)] = release.to_bytes()
 

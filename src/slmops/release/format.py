@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -25,11 +25,17 @@ MAX_FILE_BYTES = 5 * 1024**3
 MAX_FILES = 64
 MAX_OBJECT_BYTES = 8 * 1024 * 1024
 """The largest manifest or release: 64 files of 5 GiB need 5.5 MB of range digests."""
+MAX_REASON = 2000
+"""Characters of a gate's reason."""
 GENAI_CONFIG = "genai_config.json"
 MAX_GENAI_CONFIG_BYTES = 1024 * 1024
 
+DEVICE_CLASS = r"^([a-z0-9]([a-z0-9-]{0,40}[a-z0-9])?)?$"
 FILE_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,100}\.(onnx|onnx\.data|json|jinja|txt|model)$"
 """Flat names of graphs, weights, settings, templates and vocabularies; no library, archive or pickle."""
+
+
+InstructionSet = Annotated[str, Field(pattern=r"^[A-Z0-9_]{1,32}$")]
 
 
 class _Object(BaseModel):
@@ -72,10 +78,20 @@ class ReleaseFile(_Object):
         return start, min(RANGE_BYTES, self.size_bytes - start)
 
 
+class EvidenceFile(ReleaseFile):
+    """What a release was judged by, for people and tools; no node runs it."""
+
+    path: Literal["verdict.json", "README.md"]
+    """The gate's verdict; the model card."""
+
+
 class Requirements(_Object):
     """What a machine must have to run a variant."""
 
     architectures: tuple[Literal["aarch64", "x86_64"], ...] = Field(strict=False, min_length=1)
+    instruction_sets: tuple[InstructionSet, ...] = Field(default=(), strict=False, max_length=32)
+    """Features of the processor that the variant was measured with, as Node Feature Discovery labels them."""
+    execution_provider: Literal["cpu", "cuda"] = "cpu"
     runtime: Literal["onnxruntime-genai"]
     runtime_version: str = Field(pattern=r"^\d{1,6}(\.\d{1,6}){0,3}$")
     """The oldest version: the one that the gate's benchmark ran with."""
@@ -110,13 +126,15 @@ class ReleaseVariant(_Object):
 
     name: str = Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
     manifest_digest: Sha256
+    device_class: str = Field(default="", pattern=DEVICE_CLASS)
+    """The class that it was judged for; empty for the machine of the gate's measurements."""
 
 
 class Gate(_Object):
     """The verdict that let the release pass."""
 
     verdict: Literal["pass"]
-    reason: str = Field(max_length=2000)
+    reason: str = Field(max_length=MAX_REASON)
     verdict_digest: Sha256
     """Digest of the verdict artifact."""
 
@@ -131,12 +149,13 @@ class Ancestor(_Object):
 
 
 class Release(_Stored):
-    """What a channel points to: variants in order of preference, and where they come from."""
+    """What a channel points to: variants in order of preference, where they come from, and what they were judged by."""
 
     schema_version: Literal[1] = 1
     variants: tuple[ReleaseVariant, ...] = Field(strict=False, min_length=1, max_length=64)
     gate: Gate
     lineage: tuple[Ancestor, ...] = Field(strict=False, max_length=1000)
+    evidence: tuple[EvidenceFile, ...] = Field(default=(), strict=False, max_length=2)
 
 
 class Channel(_Stored):

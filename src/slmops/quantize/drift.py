@@ -1,0 +1,62 @@
+"""How far a variant, as it is shipped, has moved from the model in full precision on held-out calibration rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from slmops.inference.genai import GenAIRuntime
+from slmops.training.batches import Row
+
+MAX_POSITIONS = 512
+"""Predicted tokens whose distributions are kept: 100 MB for a vocabulary of 49,152."""
+
+
+@dataclass(frozen=True)
+class Drift:
+    """Over all tokens of the answers."""
+
+    kl: float
+    """Mean KL(full precision ‖ variant) in nats."""
+    top1_agreement: float
+    """Share of tokens at which both find the same one likeliest."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the model in full precision says of rows."""
+
+    rows: list[Row]
+    log_probs: torch.Tensor
+    """[N, V] at all targets of `rows`, one row behind the other."""
+
+    def drift(self, logits: torch.Tensor) -> Drift:
+        """Drift of another model with `logits` [N, V] at the same places."""
+        found = logits.float().log_softmax(-1)
+        kl = (self.log_probs.exp() * (self.log_probs - found)).sum(-1)
+        same = self.log_probs.argmax(-1) == found.argmax(-1)
+        return Drift(max(0.0, kl.mean().item()), same.float().mean().item())
+
+
+def rows_to_compare(rows: Sequence[Row], max_positions: int = MAX_POSITIONS) -> list[Row]:
+    """The first rows that together have at most `max_positions` targets, and at least one row."""
+    kept: list[Row] = []
+    for row in rows:
+        if kept and sum(len(found.targets) for found in [*kept, row]) > max_positions:
+            break
+        kept.append(row)
+    return kept
+
+
+def drift_of_variant(directory: Path, reference: Reference, num_threads: int) -> Drift:
+    """Drift of an ONNX Runtime GenAI directory."""
+    runtime = GenAIRuntime(directory, num_threads=num_threads)
+    vocabulary = reference.log_probs.shape[1]
+    found = []
+    for row in reference.rows:
+        logits = torch.from_numpy(runtime.logits(row.input_ids[:-1]))
+        found.append(logits[[target - 1 for target in row.targets], :vocabulary].float())
+    return reference.drift(torch.cat(found))

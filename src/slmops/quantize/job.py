@@ -1,0 +1,101 @@
+"""What all variants of one model are built from, read once and only if one needs it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from slmops import models, torch_models
+from slmops.errors import ConfigError
+from slmops.progress import log
+from slmops.quantize.calibration import Calibration, read_calibration
+from slmops.quantize.checkpoint import weight_files
+from slmops.quantize.config import QuantizeConfig
+from slmops.quantize.drift import Drift, Reference, drift_of_variant, rows_to_compare
+from slmops.shaping.plan import head_dim_of
+from slmops.training.batches import Row, collate
+from slmops.training.head import SparseHead
+
+
+class Job:
+    """One model, its calibration rows, and a directory for what is not finished."""
+
+    def __init__(self, config: QuantizeConfig, model: Path, data: Path | None, work: Path) -> None:
+        self.config, self.model, self.data, self.work = config, model, data, work
+        self.num_threads = len(os.sched_getaffinity(0))
+
+    @cached_property
+    def model_type(self) -> str:
+        return str(models.read_config(self.model).get("model_type"))
+
+    @cached_property
+    def tied(self) -> bool:
+        """Whether embedding and head are one matrix: then the model stores no head."""
+        if not models.read_config(self.model).get("tie_word_embeddings", False):
+            return False
+        for file in weight_files(self.model):
+            with safe_open(file, framework="pt") as tensors:
+                if "lm_head.weight" in tensors.keys():  # noqa: SIM118  # it is no dict
+                    log.info("%s stores a head beside its tied embedding; it is left aside", self.model.name)
+        return True
+
+    @cached_property
+    def widths(self) -> set[int]:
+        """Lengths of the rows that are cut into blocks."""
+        config = models.read_config(self.model)
+        return {
+            config["hidden_size"],
+            config["intermediate_size"],
+            config["num_attention_heads"] * head_dim_of(config),
+        }
+
+    def divides(self, block_size: int) -> bool:
+        """Whether every width is a number of whole blocks."""
+        return not any(width % block_size for width in self.widths)
+
+    @cached_property
+    def calibration(self) -> Calibration:
+        """
+        Raises:
+            ConfigError: none was given.
+            DataError: its rows are too few.
+        """
+        if not self.data:
+            raise ConfigError("no calibration rows were given; give chat records of the task as `calibration`")
+        config = self.config
+        return read_calibration(self.data, self.model, config.calibration_rows, config.calibration_max_length)
+
+    @cached_property
+    def reference_rows(self) -> list[Row]:
+        """The rows on which drift is measured."""
+        return rows_to_compare(self.calibration.held_out)
+
+    @cached_property
+    def reference(self) -> Reference:
+        """What the model in full precision says of them."""
+        model = torch_models.load_model(self.model, dtype=torch.float32, device=torch.device("cpu"))
+        head = SparseHead(model)
+        with torch.no_grad():
+            logits = [head.logits(collate([row], 0, torch.device("cpu"))) for row in self.reference_rows]
+        return Reference(self.reference_rows, torch.cat(logits).log_softmax(-1))
+
+    def drift(self, directory: Path) -> Drift:
+        """Drift of a variant as it is shipped."""
+        return drift_of_variant(directory, self.reference, self.num_threads)
+
+    @contextmanager
+    def scratch(self, name: str) -> Iterator[Path]:
+        """A path below `work` for what is needed only in the body."""
+        path = self.work / f"{name}.scratch"
+        shutil.rmtree(path, ignore_errors=True)
+        try:
+            yield path
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
