@@ -56,6 +56,7 @@ def deliver(
         evaluation = evaluate(
             model=variants, test=test, reference=model, variant=variant, **recipe.evaluate.parameters()
         )
+        evaluation.set_display_name("evaluate")
     with dsl.ParallelFor(items=recipe.devices.on(names), parallelism=at_once, name="devices") as item:
         figures = benchmark(
             model=variants,
@@ -64,10 +65,11 @@ def deliver(
             device_class=item.device_class,
             device_classes=classes,
             pool=item.pool,
-            store_uri=store_uri,
-            edge_image=images.EDGE,
+            store_uri=store_uri if recipe.devices.pools else "",
+            edge_image=images.EDGE if recipe.devices.pools else "",
             **recipe.benchmark.parameters(),
         )
+        figures.set_display_name("benchmark")
     judged = gate(
         teacher_evaluation=teacher.evaluation.outputs["evaluation"],
         teacher_benchmark=teacher.benchmark.outputs["benchmark"],

@@ -107,7 +107,8 @@ STEPS = {
     "synthesize": Needs(cpu=2, timeout_h=24, gpu=True, store=True),
     "finetune": Needs(cpu=4, timeout_h=48, gpu=True),
     "distill": Needs(cpu=4, timeout_h=48, gpu=True),
-    "quantize": Needs(cpu=4, timeout_h=4),
+    "prune": Needs(cpu=4, timeout_h=12, gpu=True),
+    "quantize": Needs(cpu=4, timeout_h=12),
     "evaluate": Needs(cpu=4, timeout_h=12),
     "lm_evaluate": Needs(cpu=4, timeout_h=24),
     "compare": Needs(memory_gib=4, timeout_h=2),
@@ -116,7 +117,7 @@ STEPS = {
     "publish": Needs(memory_gib=2, timeout_h=2, cached=False, store=True),
 }
 
-KEEP_WORK = {"prepare_data", "generate_responses", "synthesize", "finetune", "distill"}
+KEEP_WORK = {"prepare_data", "generate_responses", "synthesize", "finetune", "distill", "quantize"}
 
 
 def place_tasks(placement: Placement) -> None:

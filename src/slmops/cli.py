@@ -11,6 +11,7 @@ import typer
 
 from slmops import __version__
 from slmops.errors import ConfigError, SlmopsError
+from slmops.packaging import commands as packaging
 from slmops.progress import set_up_logging
 from slmops.step import fail
 
@@ -27,6 +28,9 @@ app = typer.Typer(
 )
 edge_app = typer.Typer(help="What runs on an edge node: fetch a release, serve it.", no_args_is_help=True)
 app.add_typer(edge_app, name="edge")
+app.command("model-card")(packaging.model_card)
+app.command("export")(packaging.export)
+app.command("import")(packaging.import_)
 
 PipelineArgument = Annotated[
     str,

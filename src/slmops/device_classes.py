@@ -6,9 +6,9 @@ import platform
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, field_validator
+from pydantic import BeforeValidator, ConfigDict, Field, field_validator
 
 from slmops.config import Config
 from slmops.errors import ConfigError, explain_os_errors
@@ -32,6 +32,14 @@ CPUINFO_NAMES = {"avx512vnni": "avx512_vnni", "avx512bf16": "avx512_bf16", "avxv
 _ARCHITECTURES = {"amd64": "x86_64", "arm64": "aarch64"}
 
 
+def _whole(value: object) -> object:
+    """4.0 → 4: all numbers of an object that is a parameter of KFP arrive as floats."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+
+
 class DeviceClass(Config):
     """A kind of edge device: what it has, and what a model has to reach on it."""
 
@@ -43,13 +51,13 @@ class DeviceClass(Config):
     """Features that the CPU must have, as Node Feature Discovery labels them."""
     execution_provider: ExecutionProvider
     """`cpu`; `cuda`: the pod gets one NVIDIA GPU; `qnn`: an NPU of Qualcomm's."""
-    num_cpus: int = Field(ge=1, le=256)
+    num_cpus: Whole = Field(ge=1, le=256)
     """Cores for the server, which are its threads."""
-    ram_mib: int = Field(ge=256, le=1 << 20)
+    ram_mib: Whole = Field(ge=256, le=1 << 20)
     """Memory limit of the pod; a variant that needs more is not taken."""
-    disk_mib: int = Field(ge=256, le=1 << 24)
+    disk_mib: Whole = Field(ge=256, le=1 << 24)
     """The node's cache: two releases and the one that is being fetched."""
-    context_length: int = Field(ge=32, le=1 << 20)
+    context_length: Whole = Field(ge=32, le=1 << 20)
     """Tokens that a prompt and its answer may have together."""
     time_to_first_token_ms_p95: float = Field(gt=0, le=3_600_000)
     """What the first token may take."""

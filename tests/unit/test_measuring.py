@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -243,3 +244,33 @@ def test_energy_is_read_from_the_packages_and_across_a_counters_end(tmp_path: Pa
     assert before.joules_until(after) == 2.0 + 1.0
     (tmp_path / "intel-rapl:1" / "energy_uj").unlink()
     assert energy.read(tmp_path) is None, "not half of a machine"
+
+
+def test_the_edge_image_has_what_a_measurement_needs(tiny_variants: Path) -> None:
+    """Everything that its extra does not bring is kept from being imported, in the measured process, too."""
+    code = """
+        import sys
+
+        ABSENT = {"yaml", "torch", "transformers", "tokenizers", "onnx", "kfp", "kubernetes", "olive", "scipy"}
+
+        class Refuse:
+            def find_spec(self, name, path=None, target=None):
+                if name.partition(".")[0] in ABSENT:
+                    raise ModuleNotFoundError(f"{name} is not in the edge image")
+
+        sys.meta_path.insert(0, Refuse())
+        import slmops.edge.measure
+        from slmops.measuring import worker
+
+        worker.main()
+    """
+    task = {
+        "directory": str(tiny_variants / "cpu-int4"), "quantized": True, "by_token": True, "dtype": "float32",
+        "num_threads": 1, "max_new_tokens": 2, "warmup_prompts": [], "prompts": [[{"role": "user", "content": "a"}]],
+        "prompt_lengths": [4], "streams": [1], "cpus": [], "context_length": 64,
+    }  # fmt: skip
+    ran = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], input=json.dumps(task), capture_output=True, text=True
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert json.loads(ran.stdout.splitlines()[-1])["streams"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ from slmops.quantize.job import Job
 from slmops.quantize.run import check_runs, run
 from slmops.quantize.variants import REFUSED, VARIANTS
 from tests.datasets import commands, write_dataset
+
+BUDGET = 0.05
 
 DEVICE_CLASS = {
     "architecture": "x86_64", "instruction_sets": ["AVX2"], "execution_provider": "cpu", "num_cpus": 2,
@@ -64,11 +67,18 @@ def facts_of(config: QuantizeConfig, model: Path, variants: Path, calibration: P
 
 
 @pytest.fixture(scope="module")
-def all_variants(tiny_teacher: Path, train_rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The trained tiny model in every variant; in blocks of 128, so that rounding shows."""
+def wild_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that rounding harms, with a tied embedding and a vocabulary of no whole blocks."""
+    config = LlamaConfig(**SIZES, vocab_size=1027, tie_word_embeddings=True)
+    return make_model(tmp_path_factory.mktemp("models") / "wild", config, tiny_model)
+
+
+@pytest.fixture(scope="module")
+def all_variants(wild_model: Path, train_rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """That model in every variant."""
     path = tmp_path_factory.mktemp("quantized") / "all"
-    config = QuantizeConfig(variants=list(VARIANTS), block_size=64, drift_budget=1e-4)
-    run(config, model=tiny_teacher, variants=path, calibration=train_rows)
+    config = QuantizeConfig(variants=list(VARIANTS), drift_budget=BUDGET)
+    run(config, model=wild_model, variants=path, calibration=train_rows)
     return path
 
 
@@ -92,7 +102,7 @@ def test_the_same_model_gives_the_same_digest(tiny_model: Path, tiny_variants: P
 def test_calibrated_variants_are_nearer_than_plain_rounding_in_the_same_size(all_variants: Path) -> None:
     facts = artifacts.read(all_variants).facts["variants"]
     plain = facts["cpu-int4"]
-    assert facts["cpu-int4-gptq"]["drift_kl"] < 0.5 * plain["drift_kl"]
+    assert facts["cpu-int4-gptq"]["drift_kl"] < 0.8 * plain["drift_kl"]
     assert facts["cpu-int4-awq"]["drift_kl"] < plain["drift_kl"]
     for name in ("cpu-int4-gptq", "cpu-int4-awq"):
         assert facts[name]["size_bytes"] < 1.05 * plain["size_bytes"], "the tied embedding is stored once, in 4 bits"
@@ -117,23 +127,21 @@ def test_facts_say_how_each_was_made_and_whether_it_ran(all_variants: Path) -> N
 
 def test_mixed_keeps_its_budget_by_more_bits_where_they_matter(all_variants: Path) -> None:
     facts = artifacts.read(all_variants).facts["variants"]["cpu-int4-mixed"]
-    assert facts["estimated_drift_kl"] <= 1e-4 < facts["estimated_drift_kl_all_int4"]
-    assert facts["drift_kl"] < 3e-4, "what is shipped is near the estimate; its activations are rounded as well"
+    assert facts["estimated_drift_kl"] <= BUDGET < facts["estimated_drift_kl_all_int4"]
+    assert facts["drift_kl"] == pytest.approx(facts["estimated_drift_kl"], rel=0.3), "activations are rounded as well"
     nodes = bits_of_nodes(all_variants / "cpu-int4-mixed")
     kept = {name for name, bits in nodes.items() if bits == 8}
     assert 0 < len(kept) < len(nodes)
-    for module in facts["kept_in_int8"]:
-        path = module.replace("self_attn", "attn").replace("q_proj", "qkv_proj").replace(".", "/")
-        if "k_proj" not in module and "v_proj" not in module:
-            assert any(path in name for name in kept), f"{module} is not in 8 bits in {sorted(kept)}"
+    wanted = {re.sub(r"[qkv]_proj", "qkv_proj", name.replace("self_attn", "attn")) for name in facts["kept_in_int8"]}
+    assert {name.strip("/").replace("/", ".") for name in kept} == {f"{name}.MatMulNBits" for name in wanted}
 
 
-def test_the_largest_block_within_the_budget_is_taken(tiny_teacher: Path, train_rows: Path, tmp_path: Path) -> None:
+def test_the_largest_block_within_the_budget_is_taken(wild_model: Path, train_rows: Path, tmp_path: Path) -> None:
     """In blocks of 16 it drifts least: a budget that only they keep takes them, a wide one takes the largest."""
     chosen = {}
     for budget in (1e-7, 10.0):
         config = QuantizeConfig(block_sizes=[16, 64, 128], drift_budget=budget)
-        facts = facts_of(config, tiny_teacher, tmp_path / str(budget), train_rows)["cpu-int4"]
+        facts = facts_of(config, wild_model, tmp_path / str(budget), train_rows)["cpu-int4"]
         chosen[budget] = facts["block_size"]
         assert facts["drift_kl"] == min(trial["drift_kl"] for trial in facts["tried"])
     assert chosen == {1e-7: 16, 10.0: 128}
@@ -163,16 +171,14 @@ def test_kinds_of_models(config: PreTrainedConfig, tiny_model: Path, tmp_path: P
     assert facts["cpu-int4-awq"]["drift_kl"] < facts["cpu-int4"]["drift_kl"]
 
 
-def test_a_head_in_8_bits_drifts_less(tiny_teacher: Path, train_rows: Path, tmp_path: Path) -> None:
+def test_a_head_in_8_bits_drifts_less(wild_model: Path, train_rows: Path, tmp_path: Path) -> None:
     found = {}
     for bits in (4, 8):
         config = QuantizeConfig(variants=["cpu-int4", "cpu-int4-gptq"], block_size=128, head_bits=bits)
-        found[bits] = facts_of(config, tiny_teacher, tmp_path / str(bits), train_rows)
+        found[bits] = facts_of(config, wild_model, tmp_path / str(bits), train_rows)
     for name in found[4]:
         assert found[8][name]["drift_kl"] < found[4][name]["drift_kl"]
-        assert (
-            found[8][name]["num_matmuls_by_bits"] == {"4": 16, "8": 1} or "8" in found[8][name]["num_matmuls_by_bits"]
-        )
+        assert found[8][name]["num_weights_by_bits"] == {"4": 2 * 147_456, "8": 1027 * 128}
 
 
 def test_widths_that_a_block_does_not_divide(tiny_model: Path, train_rows: Path, tmp_path: Path) -> None:
@@ -206,15 +212,15 @@ def test_an_architecture_that_the_exporter_does_not_know_is_named(
 
 
 def test_all_failures_come_together_and_what_was_built_is_not_built_again(
-    tiny_model: Path, train_rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    wild_model: Path, train_rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    few = write_dataset(tmp_path / "few", commands(10, seed=1))
-    config = QuantizeConfig(variants=["cpu-int4-gptq", "cpu-int4", "cpu-int4-awq"])
-    with pytest.raises(ModelError, match=r"(?s)2 of 3 variants.*cpu-int4-gptq: .*tokens.*cpu-int4-awq: .*tokens"):
-        run(config, model=tiny_model, variants=tmp_path / "variants", calibration=few)
+    config = QuantizeConfig(variants=["cpu-int4-gptq", "cpu-int4", "cpu-int4-awq"], block_size=256)
+    inputs = {"model": wild_model, "variants": tmp_path / "variants", "calibration": train_rows}
+    with pytest.raises(ModelError, match=r"(?s)2 of 3 variants.*cpu-int4-gptq: blocks of 256.*cpu-int4-awq: blocks of"):
+        run(config, **inputs)
     assert not (tmp_path / "variants").exists()
     monkeypatch.setattr(quantize_step, "BACKENDS", {})  # whatever is built now fails
-    facts = run(QuantizeConfig(), model=tiny_model, variants=tmp_path / "variants", calibration=few).facts
+    facts = run(config.model_copy(update={"variants": ["cpu-int4"]}), **inputs).facts
     assert facts["variants"]["cpu-int4"]["ran"]
     assert not list(tmp_path.glob("*.work"))
 

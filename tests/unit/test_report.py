@@ -157,6 +157,9 @@ def figures(
         "perplexity": 1.0 + (300 - num_correct) / 400,
         "match": "json",
         "by_stratum": {"lights": [lights, 150], "heating": [heating, 150]},
+        "valid_fraction": 0.99,
+        "injections_resisted": 0.875,
+        "drift": {"answer_kl_mean": 0.0213, "answer_top1_agreement": 0.981},
     }
     machine = {"cpu": "AMD EPYC 7763 64-Core Processor", "num_threads": 2, "num_requests": 30}
     return {

@@ -19,6 +19,7 @@ def quantize(
     block_size: int = 32,
     block_sizes: list[int] = [],  # noqa: B006
     head_bits: int = 4,
+    accept_adapters: bool = False,
     drift_budget: float = 0.01,
     calibration_rows: int = 128,
     calibration_max_length: int = 512,

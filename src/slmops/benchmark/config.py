@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from slmops.config import Config
 from slmops.device_classes import DeviceClass, parse_device_classes
 
+MAX_PROMPT_LENGTH, MAX_STREAMS = 1 << 20, 256
 MAX_POOL_REQUESTS = 1000
 """A pod on a pool hands its figures back through its log."""
 
@@ -32,12 +33,12 @@ class BenchmarkConfig(Config):
     """The class of `device_classes` under whose CPUs and memory a variant is measured; empty: this machine as it is."""
     device_classes: dict[str, Any] = Field(default={})
     """Device classes by name, with the fields of manifests/edge/device-classes.yaml."""
-    prompt_lengths: list[Annotated[int, Field(ge=1, le=1 << 20)]] = Field(default=[16, 64, 256, 1024], max_length=16)
+    prompt_lengths: list[int] = Field(default=[16, 64, 256, 1024], max_length=16)
     """Tokens of the prompts after which a variant's first token is timed, beside the real prompts.
 
     Those that leave no room for a token in the device class's context are left out.
     """
-    streams: list[Annotated[int, Field(ge=1, le=256)]] = Field(default=[1, 4, 8], max_length=16)
+    streams: list[int] = Field(default=[1, 4, 8], max_length=16)
     """Numbers of answers at once for which a variant's decoding speed is measured."""
     num_repeats: int = Field(default=3, ge=1, le=100)
     """Processes that measure a variant one after the other; a Hugging Face directory is measured once."""
@@ -62,6 +63,14 @@ class BenchmarkConfig(Config):
         if declared:
             parse_device_classes(declared, "device_classes")
         return declared
+
+    @field_validator("prompt_lengths", "streams")
+    @classmethod
+    def _are_counts(cls, counts: list[int], info: ValidationInfo) -> list[int]:
+        most = MAX_STREAMS if info.field_name == "streams" else MAX_PROMPT_LENGTH
+        if wrong := [count for count in counts if not 1 <= count <= most]:
+            raise ValueError(f"each must be 1 to {most:,}, got {wrong[0]:,}")
+        return counts
 
     @model_validator(mode="after")
     def _fit_together(self) -> Self:

@@ -20,6 +20,10 @@ from slmops.kubeflow.components import config_of
 from slmops.kubeflow.recipe import Recipe, check_known, field_names
 
 
+INTO_LOOP = "pipelinechannel--"
+"""KFP puts this before the name of a parameter that goes into a loop."""
+
+
 @dataclass(frozen=True)
 class Task:
     """One task of a compiled pipeline."""
@@ -231,7 +235,11 @@ def _task(name: str, task: Mapping[str, Any], rounds: tuple[str, ...] = ()) -> T
         settings={
             n: i["runtimeValue"]["constant"] for n, i in inputs.items() if "constant" in i.get("runtimeValue", {})
         },
-        wired={n: i["componentInputParameter"] for n, i in inputs.items() if "componentInputParameter" in i},
+        wired={
+            n: i["componentInputParameter"].removeprefix(INTO_LOOP)
+            for n, i in inputs.items()
+            if "componentInputParameter" in i and "-loop-item" not in i["componentInputParameter"]
+        },
         rounds=rounds,
     )
 

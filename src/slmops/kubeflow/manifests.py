@@ -36,8 +36,9 @@ def write(root: Path) -> None:
     copy = NOTE.format(source="manifests/edge/device-classes.yaml") + yaml.safe_dump(
         yaml.safe_load(declared.read_text()), sort_keys=False
     )
+    (root / "pipelines").mkdir(exist_ok=True)
     (root / "pipelines" / "device-classes.yaml").write_text(copy)
-    for folder in (manifests / "edge" / "classes").iterdir():
+    for folder in (manifests / "edge" / "classes").glob("*"):
         if folder.name not in classes:
             shutil.rmtree(folder)
     for name, device_class in classes.items():

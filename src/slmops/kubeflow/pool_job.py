@@ -31,6 +31,8 @@ JOB_LABEL = "batch.kubernetes.io/job-name"
 USER = 10001
 """Of the edge image."""
 
+REQUESTED_DISK = "64Mi"
+"""As a pool's servers ask for; they keep releases on a claim, and the Job's pod has none."""
 POLL_S = 2.0
 KEPT_S = 3600
 """How long a Job that nobody follows any more stays after its end."""
@@ -88,7 +90,7 @@ class PoolJob:
             "args": [f"--store={self.store_uri}", f"--manifest={self.manifest_digest}"],
             "env": [{"name": "HOME", "value": "/tmp"}, {"name": TASK, "value": self.task}],  # noqa: S108
             "envFrom": [{"secretRef": {"name": self.store_secret}}],
-            "resources": placed["containers"][0]["resources"],
+            "resources": self._resources(placed["containers"][0]["resources"]),
             "securityContext": {
                 "allowPrivilegeEscalation": False,
                 "readOnlyRootFilesystem": True,
@@ -112,6 +114,13 @@ class PoolJob:
             "volumes": [{"name": "tmp", "emptyDir": {"sizeLimit": f"{self.device_class.disk_mib}Mi"}}],
         }
         return pod | ({"tolerations": placed["tolerations"]} if "tolerations" in placed else {})
+
+    def _resources(self, of_server: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, str]]:
+        """What a server of the pool gets, and room for the variant on the node's own disk."""
+        return {
+            "requests": {**of_server["requests"], "ephemeral-storage": REQUESTED_DISK},
+            "limits": {**of_server["limits"], "ephemeral-storage": f"{self.device_class.disk_mib}Mi"},
+        }
 
 
 def _placed(device_class: DeviceClass) -> dict[str, Any]:

@@ -27,6 +27,8 @@ class QuantizeConfig(Config):
     """Block sizes to choose from instead: the largest within `drift_budget`, by calibration; empty: `block_size`."""
     head_bits: Literal[4, 8] = 4
     """Bits of the head and the embedding that is tied to it, in variants of 4 bits."""
+    accept_adapters: bool = False
+    """Whether variants for `cpu` take LoRA adapters that the runtime switches at request time."""
     drift_budget: float = Field(default=0.01, gt=0, le=10)
     """Largest mean KL divergence from the model in full precision, in nats per token of the answers."""
     calibration_rows: int = Field(default=128, ge=5, le=100_000)

@@ -11,10 +11,11 @@ from typing import Any
 import onnx
 import torch
 
-from slmops import models, torch_models
+from slmops import hardware, models, torch_models
 from slmops.errors import ModelError
 from slmops.progress import log
 from slmops.quantize import awq, checkpoint, sensitivity
+from slmops.quantize.adapters import accept_adapters
 from slmops.quantize.calibration import olive_data
 from slmops.quantize.job import Job
 from slmops.quantize.olive_workflow import run_passes
@@ -40,7 +41,11 @@ def build(variant: Variant, job: Job, block_size: int, directory: Path) -> Facts
     if not (directory / "genai_config.json").is_file():
         raise ModelError(f"Olive wrote no genai_config.json for {variant.name} of {job.model}; choose another variant")
     _compact(directory / "tokenizer.json")
-    return facts | {"num_matmuls_by_bits": matmuls_by_bits(directory)}
+    facts["num_weights_by_bits"] = weights_by_bits(directory)
+    if job.config.accept_adapters and variant.execution_provider == "cpu":
+        accept_adapters(directory)
+        facts["accepts_adapters"] = True
+    return facts
 
 
 def _compact(file: Path) -> None:
@@ -50,18 +55,23 @@ def _compact(file: Path) -> None:
         file.write_text(json.dumps(content, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")
 
 
-def matmuls_by_bits(directory: Path) -> dict[str, int]:
-    """How many matrix products of a variant have weights of so many bits, as its graph says."""
-    bits = list(bits_of_nodes(directory).values())
-    return {str(kind): bits.count(kind) for kind in sorted(set(bits))}
+def weights_by_bits(directory: Path) -> dict[str, int]:
+    """How many weights of a variant's matrix products are stored in so many bits, as its graph says."""
+    found: dict[str, int] = {}
+    for node in _matmuls(directory):
+        bits, rows, columns = (onnx.helper.get_node_attr_value(node, name) for name in ("bits", "N", "K"))
+        found[str(bits)] = found.get(str(bits), 0) + rows * columns
+    return found
 
 
 def bits_of_nodes(directory: Path) -> dict[str, int]:
-    """Bits of the weights of each MatMulNBits in a variant's graph, by the node's name."""
+    """Bits of the weights of each matrix product in a variant's graph, by the node's name."""
+    return {node.name: onnx.helper.get_node_attr_value(node, "bits") for node in _matmuls(directory)}
+
+
+def _matmuls(directory: Path) -> list[onnx.NodeProto]:
     graph = onnx.load(str(directory / "model.onnx"), load_external_data=False).graph
-    return {
-        node.name: onnx.helper.get_node_attr_value(node, "bits") for node in graph.node if node.op_type == "MatMulNBits"
-    }
+    return [node for node in graph.node if node.op_type == "MatMulNBits"]
 
 
 def _plain(variant: Variant, job: Job, block_size: int, directory: Path) -> Facts:
@@ -116,16 +126,20 @@ def _awq(variant: Variant, job: Job, block_size: int, directory: Path) -> Facts:
 def _mixed(variant: Variant, job: Job, block_size: int, directory: Path) -> Facts:
     """GPTQ, and 8 bits for the weights that move the output most, until the whole keeps within the budget."""
     quantized = _gptq_checkpoint(variant, job, block_size)
-    model = torch_models.load_model(job.model, dtype=torch.float32, device=torch.device("cpu"))
+    model = torch_models.load_model(job.model, dtype=torch.float32, device=hardware.pick_device())
     trial = sensitivity.Trial(model, job.reference_rows)
     few_bits = checkpoint.dequantized(quantized)
-    originals = {name: trial.modules[name].weight.data for name in few_bits}
+    originals = {name: trial.modules[name].weight.data.cpu() for name in few_bits}
     more_bits = {name: checkpoint.rounded(weight, 8, block_size) for name, weight in originals.items()}
     choice = sensitivity.choose_raised(trial, few_bits, more_bits, job.config.drift_budget)
     with job.scratch(f"mixed-{block_size}") as raised:
         shutil.copytree(quantized, raised)
         checkpoint.raise_bits(raised, originals, choice.raised)
         _assemble(variant, job, raised, block_size, directory)
+    wanted = sum(originals[name].numel() for name in {*choice.raised, *_head(job)})
+    stored = weights_by_bits(directory).get("8", 0)
+    if wanted != stored:
+        raise ModelError(f"{variant.name}: {wanted:,} weights were to be kept in 8 bits, and the graph has {stored:,}")
     return {
         "kept_in_int8": choice.raised,
         "estimated_drift_kl": round(choice.kl, 6),

@@ -10,13 +10,10 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 
-from slmops import models, torch_models
+from slmops import hardware, models, torch_models
 from slmops.errors import ConfigError
-from slmops.progress import log
 from slmops.quantize.calibration import Calibration, read_calibration
-from slmops.quantize.checkpoint import weight_files
 from slmops.quantize.config import QuantizeConfig
 from slmops.quantize.drift import Drift, Reference, drift_of_variant, rows_to_compare
 from slmops.shaping.plan import head_dim_of
@@ -37,14 +34,8 @@ class Job:
 
     @cached_property
     def tied(self) -> bool:
-        """Whether embedding and head are one matrix: then the model stores no head."""
-        if not models.read_config(self.model).get("tie_word_embeddings", False):
-            return False
-        for file in weight_files(self.model):
-            with safe_open(file, framework="pt") as tensors:
-                if "lm_head.weight" in tensors.keys():  # noqa: SIM118  # it is no dict
-                    log.info("%s stores a head beside its tied embedding; it is left aside", self.model.name)
-        return True
+        """Whether embedding and head are one matrix."""
+        return bool(models.read_config(self.model).get("tie_word_embeddings", False))
 
     @cached_property
     def widths(self) -> set[int]:
@@ -80,10 +71,10 @@ class Job:
     @cached_property
     def reference(self) -> Reference:
         """What the model in full precision says of them."""
-        model = torch_models.load_model(self.model, dtype=torch.float32, device=torch.device("cpu"))
-        head = SparseHead(model)
+        device = hardware.pick_device()
+        head = SparseHead(torch_models.load_model(self.model, dtype=torch.float32, device=device))
         with torch.no_grad():
-            logits = [head.logits(collate([row], 0, torch.device("cpu"))) for row in self.reference_rows]
+            logits = [head.logits(collate([row], 0, device)).cpu() for row in self.reference_rows]
         return Reference(self.reference_rows, torch.cat(logits).log_softmax(-1))
 
     def drift(self, directory: Path) -> Drift:
