@@ -28,6 +28,9 @@ OLIVE_FORMAT = awq.KNOWN
 FUSED = ("phi3",)
 """Those of them that keep several projections in one matrix."""
 
+TRIAL_SHARE = 0.8
+"""Of the drift budget, for what a trial in torch sees: the rest is for activations, which the runtime rounds too."""
+
 
 def build(variant: Variant, job: Job, block_size: int, directory: Path) -> Facts:
     """Write `variant` of the job's model to `directory`; facts about how.
@@ -131,7 +134,7 @@ def _mixed(variant: Variant, job: Job, block_size: int, directory: Path) -> Fact
     few_bits = checkpoint.dequantized(quantized)
     originals = {name: trial.modules[name].weight.data.cpu() for name in few_bits}
     more_bits = {name: checkpoint.rounded(weight, 8, block_size) for name, weight in originals.items()}
-    choice = sensitivity.choose_raised(trial, few_bits, more_bits, job.config.drift_budget)
+    choice = sensitivity.choose_raised(trial, few_bits, more_bits, job.config.drift_budget * TRIAL_SHARE)
     with job.scratch(f"mixed-{block_size}") as raised:
         shutil.copytree(quantized, raised)
         checkpoint.raise_bits(raised, originals, choice.raised)

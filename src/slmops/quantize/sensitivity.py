@@ -98,8 +98,8 @@ def choose_raised(
     low, high, found = 0, len(order), kl_with(len(order))
     if found > budget:
         raise ModelError(
-            f"with all its weights in 8 bits the model still drifts by {found:.4f} nats, more than drift_budget="
-            f"{budget}; raise drift_budget, or take a smaller block_size"
+            f"with all its weights in 8 bits the model still drifts by {found:.4f} nats, more than the "
+            f"{budget:.4f} that drift_budget leaves; raise drift_budget, or take a smaller block_size"
         )
     while high - low > 1:
         middle = (low + high) // 2
