@@ -93,7 +93,9 @@ def test_every_component_is_in_some_target() -> None:
     read = {path.parent.resolve(): yaml.safe_load(path.read_text()) for path in files}
     used = {(folder / entry).resolve() for folder, file in read.items() for entry in file.get("components", ())}
 
-    assert {folder for folder, file in read.items() if file["kind"] == "Component"} <= used
+    components = {folder for folder, file in read.items() if file["kind"] == "Component"}
+    # Device classes are all written by one function, and a class may have no pool yet.
+    assert {folder for folder in components if folder.parent.name != "classes"} <= used
 
 
 @pytest.mark.parametrize("target", ["manifests/overlays/production", *POOLS])

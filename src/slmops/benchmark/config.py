@@ -34,10 +34,7 @@ class BenchmarkConfig(Config):
     device_classes: dict[str, Any] = Field(default={})
     """Device classes by name, with the fields of manifests/edge/device-classes.yaml."""
     prompt_lengths: list[int] = Field(default=[16, 64, 256, 1024], max_length=16)
-    """Tokens of the prompts after which a variant's first token is timed, beside the real prompts.
-
-    Those that leave no room for a token in the device class's context are left out.
-    """
+    """Tokens of prompts after which a variant's first token is timed; those too long for the class are left out."""
     streams: list[int] = Field(default=[1, 4, 8], max_length=16)
     """Numbers of answers at once for which a variant's decoding speed is measured."""
     num_repeats: int = Field(default=3, ge=1, le=100)

@@ -19,7 +19,6 @@ from slmops.kubeflow import registry
 from slmops.kubeflow.components import config_of
 from slmops.kubeflow.recipe import Recipe, check_known, field_names
 
-
 INTO_LOOP = "pipelinechannel--"
 """KFP puts this before the name of a parameter that goes into a loop."""
 
