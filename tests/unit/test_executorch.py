@@ -39,7 +39,7 @@ PROMPTS = [
         {"role": "system", "content": "Answer in JSON."},
         {"role": "user", "content": "Set the heating to 21.5 °C\n\nnow"},
     ],
-    [{"role": "user", "content": "Close all blinds. " * 40}],
+    [{"role": "user", "content": "Close all blinds. " * 20}],
 ]
 """The last has more tokens than the program takes in one call."""
 
@@ -164,16 +164,17 @@ def test_a_prompt_beyond_the_context_is_refused_and_an_answer_ends_with_it(
 
 @pytest.mark.slow
 @executorch
-@pytest.mark.parametrize(("precision", "max_kl", "max_size"), [("int8", 0.002, 0.4), ("int4", 0.1, 0.25)])
+@pytest.mark.parametrize(("precision", "max_kl", "max_size"), [("int8", 0.001, 0.4), ("int4", 0.03, 0.25)])
 def test_few_bits_stay_near_and_are_small(
     precision: Any, max_kl: float, max_size: float, tiny_model: Path, tmp_path: Path
 ) -> None:
-    model = make_model(tiny_model, tmp_path / "model", spread=0.1, hidden_size=128, intermediate_size=256, head_dim=32)
+    model = make_model(tiny_model, tmp_path / "model", spread=0.05, hidden_size=128, intermediate_size=256, head_dim=32)
     build(model, tmp_path / "variant", precision=precision, context_length=CONTEXT)
     found = ExecuTorchRuntime(tmp_path / "variant", num_threads=1)
     reference = TorchRuntime(model, dtype="float32", num_threads=1)
     ids = [number % 1000 + 3 for number in range(0, 7 * 200, 7)]
     drift = kl(reference.logits(ids), found.logits(ids))
+    print("DRIFT", precision, drift, (tmp_path / "variant" / PROGRAM).stat().st_size)
     assert 0 < drift < max_kl
     # Tied, the embedding is counted once in the model, and the program has it twice.
     weights = (model / "model.safetensors").stat().st_size + 1024 * 128 * 4
