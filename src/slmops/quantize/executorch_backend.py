@@ -59,7 +59,7 @@ SAMPLE = [{"role": "user", "content": "Switch on the lamp (0.5 °C)\n  now"}]
 def build(model: Path, directory: Path, *, precision: Precision, context_length: int, block_size: int = 32) -> None:
     """Export `model` to `directory`: program, tokenizer, chat template, and `executorch_config.json`, written last.
 
-    Takes about a minute for each five layers on one core, and three times the model's size in float32 of memory.
+    Takes about eight seconds of one core for each layer, and memory for four to five times the weights in float32.
 
     Args:
         model: a Hugging Face directory.
@@ -77,8 +77,9 @@ def build(model: Path, directory: Path, *, precision: Precision, context_length:
     architecture = _check_architecture(model)
     AttentionInterface.register(ATTENTION, _attend)
     cpu = torch.device("cpu")
-    loaded = torch_models.load_model(model, dtype=torch.float32, device=cpu, attn_implementation=ATTENTION)
-    tokenizer = torch_models.load_tokenizer(model)
+    with _quiet():  # transformers imports torchao where it finds it
+        loaded = torch_models.load_model(model, dtype=torch.float32, device=cpu, attn_implementation=ATTENTION)
+        tokenizer = torch_models.load_tokenizer(model)
     _check_sizes(model, loaded, tokenizer, context_length, block_size if precision == "int4" else 1)
     directory.mkdir(parents=True, exist_ok=True)
     _write_tokenizer(tokenizer, directory)
