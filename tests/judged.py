@@ -51,7 +51,7 @@ def write_verdict(
         benchmark = path.with_name(f"benchmark-{number}")
         with artifacts.writing(benchmark, kind="benchmark", step="benchmark", parents=[variants]) as draft:
             draft.facts |= {"model_digest": found, "variant": variant, "device_class": device_class}
-            draft.facts |= {"runtime": "onnxruntime-genai 0.10.0", "peak_rss_bytes": 1_000_000 + number}
+            draft.facts |= {"runtime": "onnxruntime-genai 0.10.0", "peak_rss_bytes_max": 1_000_000 + number}
             artifacts.write_json(draft.path / "figures.json", draft.facts)
         parents.append(draft.sidecar)
         check = Check(name="accuracy", value=0.5, threshold=0.9, verdict=verdict, detail="accuracy 0.5 < 0.9")

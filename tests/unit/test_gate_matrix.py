@@ -24,7 +24,7 @@ FAST = {
     "time_to_first_token_ms_p95": 40.0,
     "latency_ms_p95": 120.0,
     "tokens_per_s": 250.0,
-    "peak_rss_bytes": 141_000_000,
+    "peak_rss_bytes_max": 141_000_000,
 }
 
 
@@ -80,7 +80,7 @@ def test_each_class_gets_the_smallest_variant_that_passes_on_it() -> None:
         ({"latency_ms_p95": 501.0}, "ms for an answer"),
         ({"time_to_first_token_ms_p95": 251.0}, "ms to the first token"),
         ({"tokens_per_s": 39.0}, "39.000 tokens/s decoded, at least 40.000 wanted"),
-        ({"peak_rss_bytes": 2_000_000_000}, "bytes of memory at most in use"),
+        ({"peak_rss_bytes_max": 2_000_000_000}, "bytes of memory at most in use"),
     ],
 )
 def test_every_objective_of_a_class_counts(changes: dict[str, float], said: str) -> None:
@@ -95,6 +95,15 @@ def test_a_kill_by_the_memory_limit_is_a_failure_with_its_reason() -> None:
     assert choices(matrix) == {"x86-avx2": None, "x86-avx512-vnni": "cpu-int4"}
     assert matrix.choices[0].verdict == "fail"
     assert "killed by its memory limit of 1,024 MiB" in matrix.choices[0].reason
+
+
+def test_figures_that_a_failed_measurement_left_do_not_count() -> None:
+    left = FAST | {"status": "failed", "reason": "its memory reached 2,000 MiB, the device has 1,024 MiB"}
+    matrix = judged(candidate(on={"x86-avx2": left}), classes={"x86-avx2": X86["x86-avx2"]})
+    assert matrix.verdict == "fail"
+    assert matrix.choices[0].reason == left["reason"]
+    gone = FAST | {"status": "not_run", "reason": "no such device"}
+    assert judged(candidate(on={"x86-avx2": gone}), classes={"x86-avx2": X86["x86-avx2"]}).verdict == "not_run"
 
 
 def test_what_was_not_measured_on_a_class_never_passes_on_it() -> None:

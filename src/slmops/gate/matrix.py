@@ -132,7 +132,8 @@ def judge_all(config: GateConfig, teacher: Subject, student: Subject, candidates
         choices = [_choose(THIS_MACHINE, pairs, by_size, "")]
     else:
         pairs, choices = [], []
-        for name, device_class in parse_device_classes(config.device_classes, "device_classes").items():
+        # KFP hands objects over in any order.
+        for name, device_class in sorted(parse_device_classes(config.device_classes, "device_classes").items()):
             found = [
                 _pair(candidate, name, _on(name, device_class, candidate, general[candidate.variant]))
                 for candidate in by_size

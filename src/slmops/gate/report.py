@@ -39,7 +39,7 @@ CHECK_NAMES = {
     "quality_floor": "Quality floor of the class",
     "time_to_first_token_ms_p95": "Time to first token",
     "latency_ms_p95": "Time of an answer",
-    "peak_rss_bytes": "Memory of the class",
+    "peak_rss_bytes_max": "Memory of the class",
     "tokens_per_s": "Decoding speed",
     "disk_bytes": "Disk of the class",
     "served": "Runtime of the edge server",

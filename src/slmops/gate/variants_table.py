@@ -92,7 +92,7 @@ def pairs(matrix: Matrix, candidates: Sequence[Candidate]) -> list[PairRow]:
             milliseconds(on.number("benchmark", "time_to_first_token_ms_p95")),
             milliseconds(on.number("benchmark", "latency_ms_p95")),
             tokens_per_s(on.number("benchmark", "tokens_per_s")),
-            size(on.number("benchmark", "peak_rss_bytes")),
+            size(on.number("benchmark", "peak_rss_bytes_max")),
         )
         choice = next(found for found in matrix.choices if found.device_class == pair.device_class)
         why = "chosen: the smallest that passes" if choice.variant == pair.variant else choice.lost[pair.variant]

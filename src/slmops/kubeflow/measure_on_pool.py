@@ -14,7 +14,7 @@ from slmops.device_classes import DeviceClass
 from slmops.edge.measure import pack_task
 from slmops.errors import UserError
 from slmops.kubeflow import pool_job
-from slmops.kubeflow.nodes import POD_NAME, _cancelled_by_signals, _owner
+from slmops.kubeflow.nodes import POD_NAME, cancelled_by_signals, owner_of
 from slmops.kubeflow.pool_job import Jobs, PoolJob
 from slmops.measuring.process import Outcome, Task
 from slmops.progress import Progress
@@ -55,9 +55,9 @@ def _measure(config: BenchmarkConfig, files: ModelFiles, task: Task) -> Outcome:
         task=pack_task(task),
         pending_timeout_s=config.pending_timeout_s,
         timeout_s=config.pool_timeout_s,
-        owner=_owner(pod),
+        owner=owner_of(pod),
     )
-    with _cancelled_by_signals():
+    with cancelled_by_signals():
         return pool_job.measure(jobs, wanted)
 
 

@@ -79,7 +79,7 @@ def _train_on_nodes(
     if not _is_complete(exchange / "model"):
         _lay_out(exchange, config, inputs, parents)
         wanted = _wanted(name, step, config, forwarded, exchange, list(inputs), cluster)
-        with _cancelled_by_signals():
+        with cancelled_by_signals():
             _run(cluster, wanted, config.pending_timeout_s)
         _expect_result(exchange / "model", name, cluster)
     cluster.delete(name)
@@ -209,7 +209,7 @@ def _wanted(
         runtime=config.training_runtime,
         queue_name=config.queue_name,
         image=next((c["image"] for c in containers if c["name"] == STEP_CONTAINER), None),
-        owner=_owner(pod),
+        owner=owner_of(pod),
         env=[*env, {"name": WORK_DIR, "value": str(exchange.parent)}],
         **{field: value for field, value in forwarded.items() if field != "env"},
     )
@@ -220,7 +220,7 @@ def _is_reserved(variable: str) -> bool:
     return variable in NOT_FORWARDED or variable.startswith("PET_")
 
 
-def _owner(pod: Mapping[str, Any]) -> dict[str, Any] | None:
+def owner_of(pod: Mapping[str, Any]) -> dict[str, Any] | None:
     """The object that owns the step's pod (the run), or else the pod: when it is deleted, so is the TrainJob."""
     if not pod:
         return None
@@ -232,7 +232,7 @@ def _owner(pod: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 @contextmanager
-def _cancelled_by_signals() -> Iterator[None]:
+def cancelled_by_signals() -> Iterator[None]:
     """SIGTERM, with which a cluster ends a step that was cancelled, is a KeyboardInterrupt inside the block."""
 
     def interrupt(*_: object) -> None:

@@ -88,7 +88,7 @@ class _Answer(Iterator[int]):
     def __init__(self, model: Any, prompt: Sequence[int], num_new: int) -> None:
         length = len(prompt) + num_new
         parameters = og.GeneratorParams(model)
-        parameters.set_search_options(max_length=length, min_length=length, do_sample=False)
+        parameters.set_search_options(max_length=length, min_length=length, do_sample=False, random_seed=0)
         self._generator = og.Generator(model, parameters)
         self._generator.append_tokens(list(prompt))
         self.num_prompt_tokens = self._generator.token_count()

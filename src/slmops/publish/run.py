@@ -146,7 +146,7 @@ def _requirements(verdict: Sidecar, choice: Choice, device_class: DeviceClass | 
             runtime, _, version = str(facts["runtime"]).partition(" ")
             if runtime != "onnxruntime-genai":
                 raise ArtifactError(f"the candidate was measured with {runtime}; benchmark it with onnxruntime-genai")
-            common = {"runtime": runtime, "runtime_version": version, "ram_bytes": facts["peak_rss_bytes"]}
+            common = {"runtime": runtime, "runtime_version": version, "ram_bytes": facts["peak_rss_bytes_max"]}
             if device_class is None:
                 # The builder writes plain ONNX for CPUs, which both architectures of its runtime run.
                 return Requirements.model_validate(common | {"architectures": ("aarch64", "x86_64")})
