@@ -13,23 +13,17 @@ import json
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from slmops import models
+from slmops.chat_template import Chat, ChatTemplate, RenderError
 from slmops.errors import ConfigError, ModelError, explain_os_errors
 from slmops.progress import log
-
-if TYPE_CHECKING:
-    from jinja2 import Template
 
 INFERENCE_MODEL = "inference_model.json"
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}(:[0-9]{1,9})?"
 """A name, and a version behind a colon if wanted; Foundry Local takes a name without one as version 0."""
 CONTENT = "{Content}"
-MAX_TEMPLATE_BYTES = 1 << 20
 
 SENTINELS = ("slmopsfirst7f3a", "slmopssecond7f3a", "slmopsthird7f3a", "slmopsfourth7f3a")
 """Stand in for content; letters and digits alone, so that no escaping touches them."""
@@ -42,9 +36,7 @@ PROBES = (
 )
 """Content that a template might treat in a way of its own. It must come through as it is."""
 PADDED = " \n padded \n"
-
-Chat = Sequence[tuple[str, str]]
-"""Role and content of each message."""
+SOME_DAY, ANOTHER_DAY = datetime(2001, 2, 3, tzinfo=UTC), datetime(1999, 2, 3, tzinfo=UTC)
 
 
 def write_inference_model(directory: Path, name: str) -> None:
@@ -83,21 +75,21 @@ def prompt_template(directory: Path) -> dict[str, str] | None:
     """
     template = ChatTemplate.read(directory)
     try:
-        question = template.render([("user", SENTINELS[0])], answer=True)
+        question = template.render([("user", SENTINELS[0])], answer=True, now=SOME_DAY)
     except RenderError as error:
         raise ModelError(f"the chat template of {directory} cannot render a question: {error}; correct it") from None
     prompt = _around(question, SENTINELS[0])
     if prompt is None or CONTENT in "".join(prompt):
         _warn(directory, "it does not hold a question's content once, as it is")
         return None
-    if template.render([("user", SENTINELS[0])], answer=True, now=datetime(1999, 2, 3, tzinfo=UTC)) != question:
+    if template.render([("user", SENTINELS[0])], answer=True, now=ANOTHER_DAY) != question:
         _warn(directory, "it holds today's date")
         return None
     for probe in PROBES:
-        if template.try_render([("user", probe)], answer=True) != probe.join(prompt):
+        if _try_render(template, [("user", probe)], answer=True) != probe.join(prompt):
             _warn(directory, f"it changes content such as {probe!r}")
             return None
-    if template.try_render([("user", PADDED)], answer=True) != PADDED.join(prompt):
+    if _try_render(template, [("user", PADDED)], answer=True) != PADDED.join(prompt):
         log.info("%s: its chat template strips white space around content, which %s cannot", directory, INFERENCE_MODEL)
     turns = {role: CONTENT.join(around) for role, around in _turns(template).items()}
     if "system" not in turns:
@@ -112,65 +104,12 @@ def _warn(directory: Path, why: str) -> None:
     )  # fmt: skip
 
 
-class RenderError(Exception):
-    """The chat template refuses a conversation, or is not what it should be."""
-
-
-@dataclass(frozen=True)
-class ChatTemplate:
-    """A tokenizer's chat template, rendered as transformers renders it."""
-
-    compiled: Template
-    special_tokens: dict[str, str]
-
-    @classmethod
-    def read(cls, directory: Path) -> ChatTemplate:
-        """
-        Raises:
-            ModelError: there is none, or it is no template.
-        """
-        import jinja2
-
-        settings = _read_settings(directory)
-        file = directory / "chat_template.jinja"
-        text = _read(file) if file.is_file() else settings.get("chat_template")
-        if isinstance(text, list):  # named templates, of which the one for conversations counts
-            text = next((entry["template"] for entry in text if entry.get("name") == "default"), None)
-        if not isinstance(text, str) or not text:
-            raise models.no_chat_template(directory)
-        try:
-            compiled = _environment().from_string(text)
-        except (jinja2.TemplateError, RecursionError) as error:
-            raise ModelError(f"the chat template of {directory} is no Jinja template: {error}; correct it") from None
-        return cls(compiled, _special_tokens(settings))
-
-    def render(self, chat: Chat, *, answer: bool = False, now: datetime | None = None) -> str:
-        """The text of a conversation, with the beginning of an answer behind it if `answer`.
-
-        Raises:
-            RenderError: the template refuses it.
-        """
-        import jinja2
-
-        moment = now or datetime(2001, 2, 3, tzinfo=UTC)
-        try:
-            return self.compiled.render(
-                messages=[{"role": role, "content": content} for role, content in chat],
-                tools=None,
-                documents=None,
-                add_generation_prompt=answer,
-                strftime_now=moment.strftime,
-                **self.special_tokens,
-            )
-        except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError, RecursionError) as error:
-            raise RenderError(str(error).strip() or type(error).__name__) from None
-
-    def try_render(self, chat: Chat, *, answer: bool = False) -> str | None:
-        """`render`, or None where the template refuses."""
-        try:
-            return self.render(chat, answer=answer)
-        except RenderError:
-            return None
+def _try_render(template: ChatTemplate, chat: Chat, *, answer: bool = False) -> str | None:
+    """The text of a conversation, or None where the template refuses it."""
+    try:
+        return template.render(chat, answer=answer, now=SOME_DAY)
+    except RenderError:
+        return None
 
 
 def _turns(template: ChatTemplate) -> dict[str, tuple[str, str]]:
@@ -229,14 +168,14 @@ def _composes(template: ChatTemplate, turns: dict[str, tuple[str, str]], opening
             composed = opening + "".join(
                 content.join(turns[role]) for role, content in zip(roles, contents, strict=True)
             )
-            if template.try_render(list(zip(roles, contents, strict=True))) != composed:
+            if _try_render(template, list(zip(roles, contents, strict=True))) != composed:
                 return False
     return True
 
 
 def _pieces(template: ChatTemplate, chat: Chat) -> list[str] | None:
     """What stands before, between and behind the contents of a conversation; None if they are not there once each."""
-    rest, pieces = template.try_render(chat), []
+    rest, pieces = _try_render(template, chat), []
     for _, content in chat:
         split = None if rest is None else _around(rest, content)
         if split is None:
@@ -250,63 +189,3 @@ def _around(text: str, content: str) -> tuple[str, str] | None:
     """What stands before and behind `content`, if `text` holds it once."""
     before, found, behind = text.partition(content)
     return (before, behind) if found and content not in behind else None
-
-
-def _environment() -> Any:
-    """Jinja as transformers sets it up for chat templates, which come from anywhere: sandboxed."""
-    import jinja2
-    from jinja2.ext import Extension
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    class Generation(Extension):
-        """{% generation %} marks what a model has said, for training; what is in it is rendered as it is."""
-
-        tags = {"generation"}  # noqa: RUF012 - as Jinja declares it
-
-        def parse(self, parser: Any) -> Any:
-            next(parser.stream)
-            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-    def raise_exception(message: str) -> None:
-        raise jinja2.TemplateError(message)
-
-    def tojson(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
-        return json.dumps(value, ensure_ascii=ensure_ascii, **options)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = tojson
-    environment.globals["raise_exception"] = raise_exception
-    return environment
-
-
-def _read_settings(directory: Path) -> dict[str, Any]:
-    file = directory / "tokenizer_config.json"
-    if not file.is_file():
-        return {}
-    try:
-        settings = json.loads(_read(file))
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{file} is not JSON ({error}); save the tokenizer again") from None
-    if not isinstance(settings, dict):
-        raise ModelError(f"{file} is no JSON object; save the tokenizer again")
-    return settings
-
-
-def _read(file: Path) -> str:
-    with explain_os_errors(file), open(file, encoding="utf-8") as opened:
-        text = opened.read(MAX_TEMPLATE_BYTES + 1)
-    if len(text) > MAX_TEMPLATE_BYTES:
-        raise ModelError(f"{file} has more than {MAX_TEMPLATE_BYTES:,} characters; save the tokenizer again")
-    return text
-
-
-def _special_tokens(settings: dict[str, Any]) -> dict[str, str]:
-    """Names such as `bos_token`, which templates use, and the tokens' texts."""
-    found = {}
-    for name, value in settings.items():
-        text = value.get("content") if isinstance(value, dict) else value
-        if name.endswith("_token") and isinstance(text, str):
-            found[name] = text
-    return found
