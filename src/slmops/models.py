@@ -48,9 +48,9 @@ def open_variant(path: Path) -> Sidecar:
     """A sidecar made from the files of one quantized variant's directory.
 
     Raises:
-        ArtifactError: it is no directory of ONNX Runtime GenAI.
+        ArtifactError: it is no directory of ONNX Runtime GenAI or ExecuTorch.
     """
-    if not (path / "genai_config.json").is_file():
+    if not any((path / name).is_file() for name in ("genai_config.json", "executorch_config.json")):
         raise ArtifactError(
             f"{path} has no genai_config.json; give one variant's directory, such as cpu-int4 in what quantize wrote"
         )

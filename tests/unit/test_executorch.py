@@ -20,12 +20,18 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from slmops.benchmark.config import BenchmarkConfig
+from slmops.benchmark.run import run as benchmark
 from slmops.errors import ArtifactError, DataError, ModelError
+from slmops.evaluate.config import EvaluateConfig
+from slmops.evaluate.run import run as evaluate
 from slmops.inference.conversation import Conversation
 from slmops.inference.executorch_files import PROGRAM, SETTINGS, is_executorch, read_settings
 from slmops.inference.executorch_runtime import ExecuTorchRuntime
 from slmops.inference.torch_runtime import TorchRuntime
+from slmops.quantize.config import QuantizeConfig
 from slmops.quantize.executorch_backend import build
+from slmops.quantize.run import run as quantize
 from slmops.records import ChatRecord, Message, id_of
 from slmops.training.batches import encode
 
@@ -350,3 +356,29 @@ def test_a_template_that_refuses_a_conversation_says_why(tiny_model: Path, tmp_p
 def _pretend_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     """For what is refused before the package is used."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+
+
+@executorch
+def test_a_second_backend_is_built_run_measured_and_evaluated_as_the_first(
+    tiny_teacher: Path, held_out_rows: Path, tmp_path: Path
+) -> None:
+    config = QuantizeConfig(variants=["cpu-int8", "cpu-int8-executorch"], context_length=128)
+    built = quantize(config, model=tiny_teacher, variants=tmp_path / "variants", calibration=held_out_rows)
+    facts = built.facts["variants"]["cpu-int8-executorch"]
+    assert (facts["backend"], facts["ran"]) == ("executorch", True)
+    assert facts["drift_kl"] < 0.1
+    settings = EvaluateConfig(variant="cpu-int8-executorch", max_new_tokens=16, max_rows=16, num_injections=0)
+    found = evaluate(
+        settings, model=tmp_path / "variants", test=held_out_rows, evaluation=tmp_path / "e", reference=tiny_teacher
+    ).facts
+    assert found["runtime"].startswith("executorch")
+    assert found["accuracy"] > 0.7
+    assert found["drift"]["answer_kl_mean"] < 0.1
+    measured = benchmark(
+        BenchmarkConfig(variant="cpu-int8-executorch", num_requests=3, num_repeats=1, max_new_tokens=8),
+        model=tmp_path / "variants",
+        prompts=held_out_rows,
+        benchmark=tmp_path / "b",
+    ).facts
+    assert measured["status"] == "measured"
+    assert measured["tokens_per_s"] > 0

@@ -147,9 +147,11 @@ def test_the_release_carries_the_verdict_that_let_it_pass(
     inputs = write_inputs(tmp_path)
     sidecar = run(config, **inputs)
     digest = sidecar.facts["release_digest"]
-    (evidence,) = read_verified(store, Release, release_key(digest), digest).evidence
-    kept = store.read(blob_key(evidence.sha256), 1_000_000)
-    assert (evidence.path, kept) == ("verdict.json", (inputs["verdict"] / "verdict.json").read_bytes())
+    evidence = read_verified(store, Release, release_key(digest), digest).evidence
+    kept = {file.path: store.read(blob_key(file.sha256), 1_000_000) for file in evidence}
+    assert kept["verdict.json"] == (inputs["verdict"] / "verdict.json").read_bytes()
+    assert kept["README.md"].startswith(b"---\n")
+    assert b"cpu-int4" in kept["README.md"]
 
 
 def edit(path: Path, old: str, new: str) -> None:

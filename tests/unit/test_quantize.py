@@ -29,7 +29,7 @@ from slmops.quantize.config import QuantizeConfig
 from slmops.quantize.genai_backend import bits_of_nodes
 from slmops.quantize.job import Job
 from slmops.quantize.run import check_runs, run
-from slmops.quantize.variants import REFUSED, VARIANTS
+from slmops.quantize.variants import GENAI, REFUSED, VARIANTS
 from tests.datasets import commands, write_dataset
 
 BUDGET = 0.05
@@ -45,6 +45,9 @@ SIZES: dict[str, Any] = {
     "num_key_value_heads": 2, "max_position_embeddings": 512, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2,
     "dtype": "float32",
 }  # fmt: skip
+
+NAMES = [name for name, variant in VARIANTS.items() if variant.backend == GENAI]
+"""All variants of the first backend; the second one's have tests of their own."""
 
 
 def make_model(path: Path, config: PreTrainedConfig, tokenizer_of: Path) -> Path:
@@ -77,7 +80,7 @@ def wild_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 def all_variants(wild_model: Path, train_rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """That model in every variant."""
     path = tmp_path_factory.mktemp("quantized") / "all"
-    config = QuantizeConfig(variants=list(VARIANTS), drift_budget=BUDGET)
+    config = QuantizeConfig(variants=NAMES, drift_budget=BUDGET)
     run(config, model=wild_model, variants=path, calibration=train_rows)
     return path
 
@@ -86,8 +89,8 @@ def test_variants_hold_what_the_runtime_needs_and_nothing_else(tiny_model: Path,
     sidecar = run(QuantizeConfig(variants=["cpu-int4", "cpu-int8"]), model=tiny_model, variants=tmp_path / "variants")
     names = {entry.path.split("/")[1] for entry in sidecar.files}
     assert names == {
-        "chat_template.jinja", "genai_config.json", "model.onnx", "model.onnx.data", "tokenizer.json",
-        "tokenizer_config.json",
+        "chat_template.jinja", "genai_config.json", "inference_model.json", "model.onnx", "model.onnx.data",
+        "tokenizer.json", "tokenizer_config.json",
     }  # fmt: skip
     sizes = {name: variant["size_bytes"] for name, variant in sidecar.facts["variants"].items()}
     assert sizes["cpu-int4"] < sizes["cpu-int8"] < (tiny_model / "model.safetensors").stat().st_size
@@ -112,7 +115,7 @@ def test_calibrated_variants_are_nearer_than_plain_rounding_in_the_same_size(all
 
 def test_facts_say_how_each_was_made_and_whether_it_ran(all_variants: Path) -> None:
     facts = artifacts.read(all_variants).facts["variants"]
-    assert list(facts) == list(VARIANTS)
+    assert list(facts) == NAMES
     for name, found in facts.items():
         files = list(artifacts.list_files(all_variants / name))
         assert found["digest"] == artifacts.digest_of(files)
@@ -296,3 +299,10 @@ def test_a_job_reads_nothing_that_no_variant_needs(tiny_model: Path, tmp_path: P
     assert job.widths == {128, 256}
     assert job.divides(128)
     assert not job.divides(256)
+
+
+def test_a_variant_is_a_model_of_foundry_locals_cache(tiny_model: Path, tmp_path: Path) -> None:
+    run(QuantizeConfig(model_name="building"), model=tiny_model, variants=tmp_path / "variants")
+    content = json.loads((tmp_path / "variants" / "cpu-int4" / "inference_model.json").read_text())
+    assert content["Name"] == "building-cpu-int4"
+    assert "{Content}" in content["PromptTemplate"]["prompt"]

@@ -20,6 +20,8 @@ def quantize(
     block_sizes: list[int] = [],  # noqa: B006
     head_bits: int = 4,
     accept_adapters: bool = False,
+    context_length: int = 1024,
+    model_name: str = "slmops",
     drift_budget: float = 0.01,
     calibration_rows: int = 128,
     calibration_max_length: int = 512,

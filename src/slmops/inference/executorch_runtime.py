@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from slmops.errors import DataError, ModelError
 from slmops.inference.conversation import Conversation
 from slmops.inference.executorch_files import PROGRAM, read_settings
-from slmops.inference.runtime import Prompt
+from slmops.inference.runtime import Prompt, answer_losses, encode_row
 from slmops.records import ChatRecord
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class ExecuTorchRuntime:
             ) from error
 
     def stream(self, prompt: Prompt, max_new_tokens: int) -> Iterator[int]:
-        return self.continue_ids(self.tokenizer.encode_messages(prompt, to_answer=True), max_new_tokens)
+        return self.continue_ids(self.encode_messages(prompt, to_answer=True), max_new_tokens)
 
     def continue_ids(self, ids: Sequence[int], max_new_tokens: int, *, to_the_end: bool = False) -> Iterator[int]:
         """Yield the likeliest next token ids one by one, up to the model's end of turn.
@@ -85,22 +85,17 @@ class ExecuTorchRuntime:
             yield token
             tokens.append(token)
 
+    def encode_messages(self, messages: Prompt, *, to_answer: bool) -> list[int]:
+        return self.tokenizer.encode_messages(messages, to_answer=to_answer)
+
     def answer(self, prompts: Sequence[Prompt], max_new_tokens: int) -> list[str]:
         return [self.tokenizer.decode(list(self.stream(prompt, max_new_tokens))) for prompt in prompts]
 
     def answer_losses(self, records: Sequence[ChatRecord]) -> list[tuple[float, int]]:
-        losses = []
-        for record in records:
-            ids, num_prompt = self.encode_row(record)
-            log_probs, _ = self.log_likelihoods(ids, len(ids) - num_prompt)
-            losses.append((-sum(log_probs), len(log_probs)))
-        return losses
+        return answer_losses(self, records)
 
     def encode_row(self, record: ChatRecord) -> tuple[list[int], int]:
-        prompt = self.tokenizer.encode_messages(record.prompt, to_answer=True)
-        ids = self.tokenizer.encode_messages([message.model_dump() for message in record.messages], to_answer=False)
-        ends = [at for at in range(len(prompt), len(ids)) if ids[at] in self.end_tokens]
-        return ids[: ends[0] + 1] if ends else ids, len(prompt)
+        return encode_row(self, record)
 
     def logits(self, ids: Sequence[int]) -> NDArray[Any]:
         import numpy as np

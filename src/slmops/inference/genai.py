@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import onnxruntime_genai as og
 
 from slmops.errors import ModelError
-from slmops.inference.runtime import Prompt
+from slmops.inference.runtime import Prompt, answer_losses, encode_row
 from slmops.records import ChatRecord
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class GenAIRuntime:
         self.context_length = int(settings["context_length"])
 
     def stream(self, prompt: Prompt, max_new_tokens: int) -> Iterator[int]:
-        return self.continue_ids(self._encode(prompt, to_answer=True), max_new_tokens)
+        return self.continue_ids(self.encode_messages(prompt, to_answer=True), max_new_tokens)
 
     def continue_ids(self, ids: Sequence[int], max_new_tokens: int) -> Iterator[int]:
         """Yield the likeliest next token ids one by one, up to the model's end of turn."""
@@ -61,18 +61,10 @@ class GenAIRuntime:
         return [self.tokenizer.decode(list(self.stream(prompt, max_new_tokens))) for prompt in prompts]
 
     def answer_losses(self, records: Sequence[ChatRecord]) -> list[tuple[float, int]]:
-        losses = []
-        for record in records:
-            ids, num_prompt = self.encode_row(record)
-            log_probs, _ = self.log_likelihoods(ids, len(ids) - num_prompt)
-            losses.append((-sum(log_probs), len(log_probs)))
-        return losses
+        return answer_losses(self, records)
 
     def encode_row(self, record: ChatRecord) -> tuple[list[int], int]:
-        prompt = self._encode(record.prompt, to_answer=True)
-        ids = self._encode([message.model_dump() for message in record.messages], to_answer=False)
-        ends = [at for at in range(len(prompt), len(ids)) if ids[at] in self.end_tokens]
-        return ids[: ends[0] + 1] if ends else ids, len(prompt)
+        return encode_row(self, record)
 
     def logits(self, ids: Sequence[int]) -> NDArray[Any]:
         generator = self._generator(len(ids) + 1)
@@ -96,7 +88,7 @@ class GenAIRuntime:
             log_probs += _log_softmax_at(logits[start : start + ROWS], targets[start : start + ROWS])
         return log_probs, logits.argmax(-1).tolist() == list(targets)
 
-    def _encode(self, messages: Prompt, *, to_answer: bool) -> list[int]:
+    def encode_messages(self, messages: Prompt, *, to_answer: bool) -> list[int]:
         text = self.tokenizer.apply_chat_template(json.dumps(list(messages)), add_generation_prompt=to_answer)
         return [int(token) for token in self.tokenizer.encode(text)]
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from slmops.inference.executorch_files import is_executorch
 from slmops.records import ChatRecord
 
 if TYPE_CHECKING:
@@ -45,6 +46,38 @@ class TokenRuntime(Runtime, Protocol):
         """[tokens, vocabulary] of float, what follows each of `ids`."""
 
 
+class ScoringRuntime(Protocol):
+    """What `encode_row` and `answer_losses` ask of a runtime that scores one row at a time."""
+
+    @property
+    def end_tokens(self) -> Collection[int]:
+        """Each ends a turn."""
+
+    def encode_messages(self, messages: Prompt, *, to_answer: bool) -> list[int]:
+        """Token ids of a conversation; with `to_answer`, up to where the assistant's next turn begins."""
+
+    def log_likelihoods(self, ids: Sequence[int], num_scored: int) -> tuple[list[float], bool]:
+        """Log-probabilities in nats of the last `num_scored` of `ids`, and whether each token was the likeliest."""
+
+
+def encode_row(runtime: ScoringRuntime, record: ChatRecord) -> tuple[list[int], int]:
+    """`TokenRuntime.encode_row`: what templates add behind the end of a turn is left out."""
+    prompt = runtime.encode_messages(record.prompt, to_answer=True)
+    ids = runtime.encode_messages([message.model_dump() for message in record.messages], to_answer=False)
+    ends = [at for at in range(len(prompt), len(ids)) if ids[at] in runtime.end_tokens]
+    return ids[: ends[0] + 1] if ends else ids, len(prompt)
+
+
+def answer_losses(runtime: ScoringRuntime, records: Sequence[ChatRecord]) -> list[tuple[float, int]]:
+    """`Runtime.answer_losses`, a row after the other."""
+    losses = []
+    for record in records:
+        ids, num_prompt = encode_row(runtime, record)
+        log_probs, _ = runtime.log_likelihoods(ids, len(ids) - num_prompt)
+        losses.append((-sum(log_probs), len(log_probs)))
+    return losses
+
+
 def shortest_first(prompts: Sequence[Prompt]) -> list[int]:
     """Their indices in the order of their length, in which neighbours make batches with little padding."""
     return sorted(range(len(prompts)), key=lambda index: sum(len(turn["content"]) for turn in prompts[index]))
@@ -64,13 +97,13 @@ def cannot_run(execution_provider: str) -> str | None:
 def open_runtime(
     directory: Path, *, quantized: bool, dtype: str, num_threads: int, batch_size: int = 1
 ) -> TokenRuntime:
-    """Load a Hugging Face directory with transformers, or a quantized variant with ONNX Runtime GenAI.
+    """Load a Hugging Face directory with transformers, or a quantized variant with the runtime that it is for.
 
     The libraries are imported here, so that a process which serves a quantized variant never holds torch.
 
     Args:
         directory: the model.
-        quantized: whether it is an ONNX Runtime GenAI directory.
+        quantized: whether it is a variant that quantize wrote, for ONNX Runtime GenAI or ExecuTorch.
         dtype: compute type of a Hugging Face directory: `auto`, `float32` or `bfloat16`.
         num_threads: threads of the runtime.
         batch_size: prompts answered together, where the runtime batches.
@@ -78,6 +111,10 @@ def open_runtime(
     Raises:
         ModelError: the directory cannot be loaded.
     """
+    if quantized and is_executorch(directory):
+        from slmops.inference.executorch_runtime import ExecuTorchRuntime
+
+        return ExecuTorchRuntime(directory, num_threads=num_threads)
     if quantized:
         from slmops.inference.genai import GenAIRuntime
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from slmops import artifacts
 from slmops.artifacts import Sidecar, Summary
 from slmops.device_classes import DeviceClass, parse_device_classes
 from slmops.errors import ArtifactError, GateError
+from slmops.packaging.model_card import model_card
 from slmops.progress import log
 from slmops.publish.config import PublishConfig
 from slmops.release.build import build_manifest, hash_evidence, variant_digest
@@ -26,6 +28,8 @@ from slmops.release.format import (
 from slmops.release.metadata import point_channel
 from slmops.storage import open_store
 from slmops.verdicts import VERDICT, Choice, Verdict, read_verdict
+
+MODEL_CARD = "README.md"
 
 
 @dataclass(frozen=True)
@@ -52,10 +56,17 @@ def run(config: PublishConfig, *, variants: Path, verdict: Path, release: Path) 
     """
     variants_sidecar = artifacts.expect(variants, "variants")
     judged, verdict_sidecar = read_verdict(verdict)
-    prepared = _prepare(variants, variants_sidecar, judged, verdict_sidecar, verdict / VERDICT)
-    store = open_store(config.store_uri)
-    store.probe()
-    bytes_uploaded = deposit(store, prepared.release, prepared.manifests, lambda file: prepared.paths[file.sha256])
+    if judged.verdict != "pass":
+        raise GateError(f"gate: {judged.verdict}: {judged.reason}")
+    with tempfile.TemporaryDirectory(prefix="slmops-publish-") as scratch:
+        evidence = [verdict / VERDICT, Path(scratch) / MODEL_CARD]
+        evidence[1].write_text(
+            model_card(verdict_sidecar, name=f"slmops {verdict_sidecar.digest[:12]}"), encoding="utf-8"
+        )
+        prepared = _prepare(variants, variants_sidecar, judged, verdict_sidecar, evidence)
+        store = open_store(config.store_uri)
+        store.probe()
+        bytes_uploaded = deposit(store, prepared.release, prepared.manifests, lambda file: prepared.paths[file.sha256])
     channel, changed = point_channel(store, config.channel, prepared.release.digest)
     log.info(
         "channel %s of %s %s release %s, sequence %d",
@@ -79,15 +90,15 @@ def run(config: PublishConfig, *, variants: Path, verdict: Path, release: Path) 
     return draft.sidecar
 
 
-def _prepare(variants: Path, sidecar: Sidecar, judged: Verdict, verdict: Sidecar, verdict_file: Path) -> _Prepared:
+def _prepare(
+    variants: Path, sidecar: Sidecar, judged: Verdict, verdict: Sidecar, evidence: Sequence[Path]
+) -> _Prepared:
     """The release with what each device class gets, the classes that ask for most of a machine first."""
-    if judged.verdict != "pass":
-        raise GateError(f"gate: {judged.verdict}: {judged.reason}")
     classes = _classes(verdict)
     chosen = [choice for choice in judged.choices if choice.verdict == "pass"]
     chosen.sort(key=lambda choice: _how_special(classes.get(choice.device_class)), reverse=True)
     manifests = [_manifest(variants, sidecar, choice, classes, verdict) for choice in chosen]
-    evidence = hash_evidence(verdict_file)
+    hashed = {hash_evidence(file): file for file in evidence}
     release = Release(
         variants=tuple(
             ReleaseVariant(name=manifest.variant, manifest_digest=manifest.digest, device_class=choice.device_class)
@@ -95,10 +106,10 @@ def _prepare(variants: Path, sidecar: Sidecar, judged: Verdict, verdict: Sidecar
         ),
         gate=Gate(verdict="pass", reason=judged.reason[:MAX_REASON], verdict_digest=verdict.digest),
         lineage=tuple(_ancestor(summary) for summary in (*verdict.ancestors, verdict.summary())),
-        evidence=(evidence,),
+        evidence=tuple(hashed),
     )
     paths = {file.sha256: variants / manifest.variant / file.path for manifest in manifests for file in manifest.files}
-    return _Prepared(release, tuple(manifests), paths | {evidence.sha256: verdict_file})
+    return _Prepared(release, tuple(manifests), paths | {entry.sha256: file for entry, file in hashed.items()})
 
 
 def _classes(verdict: Sidecar) -> dict[str, DeviceClass]:

@@ -29,6 +29,10 @@ class QuantizeConfig(Config):
     """Bits of the head and the embedding that is tied to it, in variants of 4 bits."""
     accept_adapters: bool = False
     """Whether variants for `cpu` take LoRA adapters that the runtime switches at request time."""
+    context_length: int = Field(default=1024, ge=16, le=1 << 20)
+    """Tokens of a prompt and its answer in variants for ExecuTorch, whose cache takes that much from the start."""
+    model_name: str = Field(default="slmops", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,39}$")
+    """Name of the model where variants are listed, such as in Foundry Local's cache; the variant's name follows it."""
     drift_budget: float = Field(default=0.01, gt=0, le=10)
     """Largest mean KL divergence from the model in full precision, in nats per token of the answers."""
     calibration_rows: int = Field(default=128, ge=5, le=100_000)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from slmops.inference.genai import GenAIRuntime
+from slmops.inference.runtime import open_runtime
 from slmops.training.batches import Row
 
 MAX_POSITIONS = 512
@@ -52,8 +52,8 @@ def rows_to_compare(rows: Sequence[Row], max_positions: int = MAX_POSITIONS) -> 
 
 
 def drift_of_variant(directory: Path, reference: Reference, num_threads: int) -> Drift:
-    """Drift of an ONNX Runtime GenAI directory."""
-    runtime = GenAIRuntime(directory, num_threads=num_threads)
+    """Drift of a variant's directory."""
+    runtime = open_runtime(directory, quantized=True, dtype="auto", num_threads=num_threads)
     vocabulary = reference.log_probs.shape[1]
     found = []
     for row in reference.rows:

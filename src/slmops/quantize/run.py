@@ -13,20 +13,38 @@ from slmops import artifacts, models
 from slmops.artifacts import Sidecar
 from slmops.device_classes import parse_device_classes
 from slmops.errors import ConfigError, ModelError
-from slmops.inference.runtime import cannot_run
+from slmops.inference.runtime import cannot_run, open_runtime
+from slmops.packaging.foundry import write_inference_model
 from slmops.progress import log
 from slmops.quantize import genai_backend
 from slmops.quantize.checkpoint import check_finite
 from slmops.quantize.config import QuantizeConfig
 from slmops.quantize.job import Job
-from slmops.quantize.variants import GENAI, VARIANTS, Variant, by_class
+from slmops.quantize.variants import EXECUTORCH, GENAI, VARIANTS, Variant, by_class
 from slmops.resume import work_dir
 
 STEP = "quantize"
 
 Facts = dict[str, Any]
 
-BACKENDS: Mapping[str, Callable[[Variant, Job, int, Path], Facts]] = {GENAI: genai_backend.build}
+
+def _build_executorch(variant: Variant, job: Job, block_size: int, directory: Path) -> Facts:
+    from slmops.quantize import executorch_backend  # its packages are not in every image
+
+    executorch_backend.build(
+        job.model,
+        directory,
+        precision="int4" if variant.precision == "int4" else "int8",
+        context_length=job.config.context_length,
+        block_size=block_size,
+    )
+    return {}
+
+
+BACKENDS: Mapping[str, Callable[[Variant, Job, int, Path], Facts]] = {
+    GENAI: genai_backend.build,
+    EXECUTORCH: _build_executorch,
+}
 """What writes a variant of each backend to a directory."""
 
 
@@ -145,8 +163,8 @@ def _choose_block_size(variant: Variant, job: Job, directory: Path) -> Facts:
     with more weights in 8 bits.
     """
     sizes = sorted(job.config.block_sizes or [job.config.block_size], reverse=True)
-    if variant.precision == "fp16":
-        sizes = sizes[-1:]  # no weight is in a block
+    if not variant.in_blocks:
+        sizes = sizes[-1:]
     budget, tried = job.config.drift_budget, list[Facts]()
     best: Facts | None = None
     failures: list[ModelError] = []
@@ -178,6 +196,8 @@ def _rank(facts: Facts, budget: float) -> tuple[bool, float]:
 
 def _build_once(variant: Variant, job: Job, block_size: int, directory: Path) -> Facts:
     facts = BACKENDS[variant.backend](variant, job, block_size, directory)
+    if variant.backend == GENAI:
+        write_inference_model(directory, f"{job.config.model_name}-{variant.name}")
     facts["size_bytes"] = sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
     if reason := cannot_run(variant.execution_provider):
         return facts | {"ran": False, "not_run": reason}
@@ -195,9 +215,7 @@ def check_runs(directory: Path) -> None:
     Raises:
         ModelError: it cannot be loaded, or does not run.
     """
-    from slmops.inference.genai import GenAIRuntime
-
-    runtime = GenAIRuntime(directory, num_threads=len(os.sched_getaffinity(0)))
+    runtime = open_runtime(directory, quantized=True, dtype="auto", num_threads=len(os.sched_getaffinity(0)))
     prompt = [{"role": "user", "content": "hello"}]
     try:
         runtime.answer([prompt], max_new_tokens=4)

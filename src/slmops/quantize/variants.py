@@ -9,6 +9,7 @@ from typing import Any, Literal
 from slmops.device_classes import NOT_BUILDABLE, DeviceClass
 
 GENAI = "onnxruntime-genai"
+EXECUTORCH = "executorch"
 
 Algorithm = Literal["rtn", "k_quant", "gptq", "awq", "mixed", "int8", "fp16"]
 
@@ -31,6 +32,11 @@ class Variant:
     calibrated: bool = False
     """Whether it needs rows of the task to be built."""
 
+    @property
+    def in_blocks(self) -> bool:
+        """Whether weights share a scale by blocks; ExecuTorch's 8-bit weights share one by rows."""
+        return self.precision != "fp16" and (self.backend, self.precision) != (EXECUTORCH, "int8")
+
     def fits(self, device: DeviceClass) -> bool:
         """Whether devices of a class can run it."""
         return device.execution_provider == self.execution_provider and device.architecture in self.architectures
@@ -45,6 +51,8 @@ VARIANTS: Mapping[str, Variant] = {
         Variant("cpu-int4-awq", "int4", "awq", calibrated=True),
         Variant("cpu-int4-mixed", "int4", "mixed", calibrated=True),
         Variant("cpu-int8", "int8", "int8"),
+        Variant("cpu-int4-executorch", "int4", "rtn", backend=EXECUTORCH),
+        Variant("cpu-int8-executorch", "int8", "int8", backend=EXECUTORCH),
         Variant("cuda-int4", "int4", "rtn", execution_provider="cuda"),
         Variant("cuda-fp16", "fp16", "fp16", execution_provider="cuda"),
     )
