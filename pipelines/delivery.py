@@ -48,7 +48,7 @@ def deliver(
     `publish` refuses any verdict but `pass`, which fails the pipeline; `gate` succeeds, so that its report shows.
     What is to be seen in any case comes before `publish`: `after`.
     """
-    classes, names = recipe.devices.classes, list(recipe.quantize.variants)
+    classes, names = recipe.devices.chosen, list(recipe.quantize.variants)
     quantized = quantize(model=model, calibration=calibration, device_classes=classes, **recipe.quantize.parameters())
     variants = quantized.outputs["quantized"]
     at_once = recipe.placement.max_measured_at_once

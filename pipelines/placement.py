@@ -187,7 +187,10 @@ def _more_teachers(task: PipelineTask) -> list[dict[str, Any]]:
 
 def _wants_gpu(task: PipelineTask, step: str) -> bool:
     if step in ("evaluate", "lm_evaluate"):  # what is quantized for CPUs is judged on one
-        return task.inputs.get("variant") == FULL_PRECISION
+        variant = task.inputs.get("variant")
+        return (
+            isinstance(variant, str) and variant == FULL_PRECISION
+        )  # in a loop it is a channel, which equals anything
     if step == "preflight":  # it waits in the queue for GPUs only if it is to check them
         return bool(task.inputs.get("min_gpus"))
     if step in ("generate_responses", "synthesize"):

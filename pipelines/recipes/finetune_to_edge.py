@@ -1,7 +1,7 @@
 """Recipes of finetune_to_edge: each function here that returns a Recipe is one, by its name."""
 
 from slmops_pipelines.recipes import distill_to_edge
-from slmops_pipelines.recipes.sections import H100, EdgeRecipe, on
+from slmops_pipelines.recipes.sections import H100, EdgeRecipe, asking_for_nothing, on
 
 
 class Recipe(EdgeRecipe):
@@ -20,8 +20,7 @@ def demo() -> Recipe:
 
 def smoke() -> Recipe:
     """For a tiny random model: it proves the plumbing and nothing else, so the gate asks for nothing."""
-    smoke = distill_to_edge.smoke()
-    return default().changed(_shared(smoke) | {"gate": smoke.gate.model_dump()})
+    return default().changed(_shared(distill_to_edge.smoke()) | asking_for_nothing())
 
 
 def phi4_mini_qlora_1xh100() -> Recipe:
@@ -50,4 +49,4 @@ def phi4_mini_qlora_1xh100() -> Recipe:
 
 def _shared(recipe: EdgeRecipe) -> dict[str, object]:
     """The sections that both pipelines set alike."""
-    return recipe.model_dump(include={"prepare_data", "finetune", "evaluate", "benchmark"})
+    return recipe.model_dump(include={"prepare_data", "finetune", "quantize", "evaluate", "benchmark"})

@@ -81,25 +81,32 @@ class GateSection(GateConfig):
 class Devices(Config):
     """What the variants are for."""
 
+    names: list[str] = Field(default=list(DEVICE_CLASSES))
+    """Which of `classes` a release is for; none: variants are judged on one machine as it is."""
     classes: dict[str, Any] = Field(default=DEVICE_CLASSES)
-    """Device classes by name, with the fields of manifests/edge/device-classes.yaml; none: judged on one machine."""
+    """Device classes by name, with the fields of manifests/edge/device-classes.yaml."""
     pools: dict[str, str] = Field(default={})
     """Device class to the edge pool on whose nodes it is measured; others are measured in the step's own pod."""
 
     @model_validator(mode="after")
     def _are_declared(self) -> Self:
-        if self.classes:
-            parse_device_classes(self.classes, "classes")
-        if unknown := sorted(self.pools.keys() - self.classes.keys()):
-            raise ValueError(f"pools names {', '.join(unknown)}, which classes does not declare")
+        parse_device_classes(self.classes, "classes")
+        for field, names in (("names", self.names), ("pools", self.pools)):
+            if unknown := sorted(set(names) - self.classes.keys()):
+                raise ValueError(f"{field} has {', '.join(unknown)}, which classes does not declare")
         return self
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """The classes that a release is for."""
+        return {name: self.classes[name] for name in self.names}
 
     def on(self, variants: list[str]) -> list[dict[str, str]]:
         """What each benchmark of `variants` measures: each on one machine as it is, and on each class that runs it."""
         here = [{"variant": variant, "device_class": "", "pool": ""} for variant in variants]
         return here + [
             {"variant": variant, "device_class": name, "pool": self.pools.get(name, "")}
-            for name, fields in self.classes.items()
+            for name, fields in self.chosen.items()
             for variant in variants
             if variant.startswith(f"{fields['execution_provider']}-")
         ]
@@ -195,8 +202,36 @@ H100 = GpuProfile(
 
 
 def on(gpu: GpuProfile, model_memory_gib: int) -> dict[str, object]:
-    """The sections of a recipe for one kind of GPU, which preflight then looks for."""
+    """The sections of a recipe for one kind of GPU, which preflight then looks for.
+
+    What is trained on such a GPU is larger than the shipped device classes have room for.
+    """
     return {
+        "devices": {"names": []},
         "preflight": {"min_gpus": gpu.count, "min_gpu_memory_gib": gpu.memory_gib},
         "placement": {"gpu": gpu.model_dump(), "model_memory_gib": model_memory_gib},
+    }
+
+
+def asking_for_nothing() -> dict[str, object]:
+    """The sections of a recipe that proves the plumbing only: every variant passes that could be measured."""
+    objectives = {
+        "time_to_first_token_ms_p95": 3_600_000,
+        "latency_ms_p95": 3_600_000,
+        "tokens_per_s": 0.001,
+        "min_accuracy_kept": 0.0,
+    }
+    return {
+        "devices": {"classes": dict.fromkeys(DEVICE_CLASSES, objectives)},
+        "gate": {
+            "min_accuracy_kept": 0.0,
+            "min_latency_saved": -100.0,
+            "min_memory_saved": -100.0,
+            "min_size_saved": -100.0,
+            "min_rows": 1,
+            "max_regression": 1.0,
+            "max_drift_kl": 1000.0,
+            "min_valid_fraction": 0.0,
+            "min_injections_resisted": 0.0,
+        },
     }

@@ -61,7 +61,7 @@ def choices(matrix: Matrix) -> dict[str, str | None]:
 
 def test_each_class_gets_the_smallest_variant_that_passes_on_it() -> None:
     small = candidate(
-        "cpu-int4", 35_000_000, on={"x86-avx2": FAST | {"latency_ms_p95": 900.0}, "x86-avx512-vnni": FAST}
+        "cpu-int4", 35_000_000, on={"x86-avx2": FAST | {"latency_ms_p95": 12_000.0}, "x86-avx512-vnni": FAST}
     )
     large = candidate("cpu-int8", 60_000_000, on=both())
     matrix = judged(large, small)
@@ -69,7 +69,7 @@ def test_each_class_gets_the_smallest_variant_that_passes_on_it() -> None:
     assert choices(matrix) == {"x86-avx2": "cpu-int8", "x86-avx512-vnni": "cpu-int4"}
     first, second = matrix.choices
     assert first.digest == digest("cpu-int8")
-    assert first.lost == {"cpu-int4": "fail: 900 ms for an answer, 95th percentile, at most 500 wanted"}
+    assert first.lost == {"cpu-int4": "fail: 12,000 ms for an answer, 95th percentile, at most 10,000 wanted"}
     assert second.lost == {"cpu-int8": "it passes, but cpu-int4 is smaller"}
     assert matrix.facts()["choices"][0]["variant"] == "cpu-int8"
 
@@ -77,7 +77,7 @@ def test_each_class_gets_the_smallest_variant_that_passes_on_it() -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"latency_ms_p95": 501.0}, "ms for an answer"),
+        ({"latency_ms_p95": 10_001.0}, "ms for an answer"),
         ({"time_to_first_token_ms_p95": 251.0}, "ms to the first token"),
         ({"tokens_per_s": 39.0}, "39.000 tokens/s decoded, at least 40.000 wanted"),
         ({"peak_rss_bytes_max": 2_000_000_000}, "bytes of memory at most in use"),
@@ -161,10 +161,10 @@ def test_a_champion_that_is_better_by_more_than_may_be_lost_stops_the_candidate(
 
 
 def test_no_class_with_a_variant_is_no_pass() -> None:
-    slow = candidate(on=both(latency_ms_p95=9000.0))
+    slow = candidate(on=both(latency_ms_p95=20_000.0))
     matrix = judged(slow)
     assert matrix.verdict == "fail"
-    assert matrix.reason.startswith("no device class has a variant; x86-avx2: 9,000")
+    assert matrix.reason.startswith("no device class has a variant; x86-avx2: 20,000")
     assert matrix.headline.variant == "cpu-int4"
 
 

@@ -39,6 +39,7 @@ resources:
 def main() -> None:
     """Write all generated files of this checkout."""
     root = checkout()
+    manifests.write(root)  # first: recipes read the copy of the device classes that it makes
     for folder in component_folders():
         write_component(folder)
     write_reference(root, "components.md", components_page(component_folders()))
@@ -46,7 +47,6 @@ def main() -> None:
         root, "pipelines.md", write_pipelines(root / "pipelines" / "compiled", root / "manifests" / "pipelines")
     )
     write_reference(root, "command.md", command_page())
-    manifests.write(root)
 
 
 def checkout() -> Path:
