@@ -18,8 +18,9 @@ from slmops import artifacts
 from slmops.artifacts import Kind, Sidecar, Summary
 from slmops.errors import ArtifactError
 from slmops.gate.config import GateConfig
-from slmops.gate.judge import Judgement, Paired, Subject, judge
+from slmops.gate.judge import Judgement, judge
 from slmops.gate.run import run
+from slmops.gate.subjects import Paired, Subject
 from slmops.paired import Interval
 from slmops.records import write_jsonl
 

@@ -12,8 +12,8 @@ import yaml
 
 from slmops.artifacts import Sidecar
 from slmops.gate.config import GateConfig
-from slmops.gate.judge import Paired, Subject
 from slmops.gate.matrix import Candidate, Matrix, judge_all
+from slmops.gate.subjects import Paired, Subject
 from slmops.paired import Interval
 from tests.unit.test_gate import digest, good_facts, subject
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from slmops import artifacts
 from slmops.artifacts import Kind, Sidecar
 from slmops.errors import ArtifactError, DataError
-from slmops.gate.judge import Paired, Subject
 from slmops.gate.matrix import THIS_MACHINE, Candidate
+from slmops.gate.subjects import Paired, Subject
 from slmops.paired import Interval, interval
 from slmops.paired import Kind as Figure
 from slmops.records import read_jsonl

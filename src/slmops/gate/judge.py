@@ -5,91 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 from slmops.artifacts import Sidecar
 from slmops.device_classes import DeviceClass
 from slmops.errors import ArtifactError
 from slmops.gate.config import GateConfig
+from slmops.gate.subjects import IDENTITY, SERVED_RUNTIME, Missed, Paired, Source, Subject
 from slmops.paired import Interval
-
-Verdict = Literal["pass", "fail", "not_run"]
-Source = Literal["evaluation", "benchmark"]
-
-IDENTITY = frozenset({"model_digest", "variant", "device_class", "size_bytes"})
-"""Facts that say what was measured, whatever came of it."""
-SERVED_RUNTIME = "onnxruntime-genai"
-"""What edge servers run; variants for other runtimes are measured beside it, and not published."""
-
-
-class Missed(Exception):
-    """A measurement that ended in a failure which is the model's own: it took more memory than the device has."""
-
-
-@dataclass(frozen=True)
-class Subject:
-    """One model and what was measured of it; None for what does not exist."""
-
-    role: Literal["teacher", "student", "candidate", "champion"]
-    evaluation: Sidecar | None
-    benchmark: Sidecar | None
-
-    def find(self, source: Source) -> Sidecar | None:
-        return self.evaluation if source == "evaluation" else self.benchmark
-
-    def sidecar(self, source: Source) -> Sidecar:
-        """
-        Raises:
-            ArtifactError: it was not measured.
-        """
-        sidecar = self.find(source)
-        if sidecar is None:
-            raise ArtifactError(f"{self.role}_{source} does not exist")
-        return sidecar
-
-    def number(self, source: Source, name: str) -> float | None:
-        """A measured number, or None if there is none: absent, of another type, NaN or infinite."""
-        sidecar = self.find(source)
-        value = sidecar.facts.get(name) if sidecar else None
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            return None
-        return float(value)
-
-    def text(self, source: Source, name: str) -> str | None:
-        """A fact in words, or None."""
-        sidecar = self.find(source)
-        value = sidecar.facts.get(name) if sidecar else None
-        return value if isinstance(value, str) and value else None
-
-
-@dataclass(frozen=True)
-class Paired:
-    """A candidate beside others, row by row. A text says why there is no figure."""
-
-    retention: Interval | str
-    """Its accuracy over the teacher's."""
-    from_student: Interval | str
-    """Its accuracy less that of the student in full precision."""
-    from_champion: Interval | str | None
-    """Its accuracy less that of the model that the pool runs; None where it runs none yet."""
-
-
-@dataclass(frozen=True)
-class Check:
-    """One threshold. `value` is None where nothing could be compared."""
-
-    name: str
-    value: float | None
-    threshold: float
-    verdict: Verdict
-    detail: str
+from slmops.verdicts import Check, Word
 
 
 @dataclass(frozen=True)
 class Judgement:
     """All checks, and what follows from them in one line."""
 
-    verdict: Verdict
+    verdict: Word
     reason: str
     checks: tuple[Check, ...]
 
@@ -186,7 +116,7 @@ def judge_on(
 
 def conclude(checks: tuple[Check, ...]) -> Judgement:
     """Any check that could not run gives `not_run`, else any that failed gives `fail`, else `pass`."""
-    verdict: Verdict = "pass"
+    verdict: Word = "pass"
     if any(check.verdict == "not_run" for check in checks):
         verdict = "not_run"
     elif any(check.verdict == "fail" for check in checks):
@@ -204,12 +134,17 @@ def _check(name: str, measure: Callable[[], float], threshold: float, detail: st
     try:
         value = round(measure(), 6)  # 0.828 / 0.9 is 0.92 for a person, and a hair less in binary
     except Missed as error:
-        return Check(name, None, threshold, "fail", str(error))
+        return _unmeasured(name, threshold, "fail", error)
     except ArtifactError as error:
-        return Check(name, None, threshold, "not_run", str(error))
-    verdict: Verdict = "pass" if (value <= threshold if at_most else value >= threshold) else "fail"
+        return _unmeasured(name, threshold, "not_run", error)
+    verdict: Word = "pass" if (value <= threshold if at_most else value >= threshold) else "fail"
     shown, wanted = _distinct(value, threshold)
-    return Check(name, value, threshold, verdict, detail.format(value=shown, threshold=wanted))
+    detail = detail.format(value=shown, threshold=wanted)
+    return Check(name=name, value=value, threshold=threshold, verdict=verdict, detail=detail)
+
+
+def _unmeasured(name: str, threshold: float, verdict: Word, error: Exception) -> Check:
+    return Check(name=name, value=None, threshold=threshold, verdict=verdict, detail=str(error))
 
 
 def _rows(config: GateConfig, teacher: Subject, candidate: Subject) -> Check:
@@ -217,11 +152,11 @@ def _rows(config: GateConfig, teacher: Subject, candidate: Subject) -> Check:
         num_rows = min(_number(subject, "evaluation", "num_rows") for subject in (teacher, candidate))
         _enough_rows(num_rows, config.min_rows)
     except Missed as error:
-        return Check("rows", None, config.min_rows, "fail", str(error))
+        return _unmeasured("rows", config.min_rows, "fail", error)
     except ArtifactError as error:
-        return Check("rows", None, config.min_rows, "not_run", str(error))
+        return _unmeasured("rows", config.min_rows, "not_run", error)
     detail = f"{num_rows:,.0f} rows evaluated, at least {config.min_rows:,} wanted"
-    return Check("rows", num_rows, config.min_rows, "pass", detail)
+    return Check(name="rows", value=num_rows, threshold=config.min_rows, verdict="pass", detail=detail)
 
 
 def _accuracy(candidate: Subject, min_rows: int) -> float:
@@ -286,7 +221,8 @@ def _unserved(candidate: Subject) -> list[Check]:
     runtime = candidate.text("evaluation", "runtime") or candidate.text("benchmark", "runtime")
     if runtime is None or runtime.partition(" ")[0] == SERVED_RUNTIME:
         return []
-    return [Check("served", 0.0, 1.0, "fail", f"edge servers run {SERVED_RUNTIME}, this variant runs on {runtime}")]
+    detail = f"edge servers run {SERVED_RUNTIME}, this variant runs on {runtime}"
+    return [Check(name="served", value=0.0, threshold=1.0, verdict="fail", detail=detail)]
 
 
 def _drift(candidate: Subject) -> float:
@@ -422,7 +358,7 @@ def _distinct(value: float, threshold: float) -> tuple[str, str]:
     return f"{value:,.{digits}f}", f"{threshold:,.{digits}f}"
 
 
-def _reason(verdict: Verdict, checks: tuple[Check, ...]) -> str:
+def _reason(verdict: Word, checks: tuple[Check, ...]) -> str:
     if verdict == "pass":
         return f"all {len(checks)} checks hold"
     names: dict[str, list[str]] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,9 @@ from slmops.artifacts import Sidecar
 from slmops.device_classes import NOT_BUILDABLE, DeviceClass, parse_device_classes
 from slmops.errors import ArtifactError
 from slmops.gate.config import GateConfig
-from slmops.gate.judge import Judgement, Paired, Subject, Verdict, candidate_digest, conclude, judge, judge_on
+from slmops.gate.judge import Judgement, candidate_digest, conclude, judge, judge_on
+from slmops.gate.subjects import Paired, Subject
+from slmops.verdicts import Choice, Word
 
 THIS_MACHINE = ""
 """In place of a device class: this machine, as it is."""
@@ -55,24 +57,10 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Choice:
-    """What a device class gets."""
-
-    device_class: str
-    verdict: Verdict
-    variant: str | None
-    """The smallest variant that passes; None where none does."""
-    digest: str | None
-    reason: str
-    lost: Mapping[str, str]
-    """Why each other variant was not chosen."""
-
-
-@dataclass(frozen=True)
 class Matrix:
     """All of it."""
 
-    verdict: Verdict
+    verdict: Word
     reason: str
     pairs: tuple[Pair, ...]
     choices: tuple[Choice, ...]
@@ -102,7 +90,7 @@ class Matrix:
                 digest=pair.digest,
                 verdict=pair.judgement.verdict,
                 reason=pair.judgement.reason,
-                checks=tuple(verdicts.Check(**asdict(check)) for check in pair.judgement.checks),
+                checks=pair.judgement.checks,
             )
             for pair in self.pairs
         )
@@ -112,7 +100,7 @@ class Matrix:
             variant=head.variant,
             candidate_digest=head.digest,
             device_class=head.device_class,
-            choices=tuple(verdicts.Choice(**asdict(choice)) for choice in self.choices),
+            choices=self.choices,
             pairs=pairs,
         )
         return verdict.model_dump(mode="json")
@@ -163,18 +151,25 @@ def _choose(device_class: str, pairs: Sequence[Pair], by_size: Sequence[Candidat
         if c.variant not in {p.variant for p in pairs}
     }
     if chosen:
-        others = f"; {len(pairs) - 1} more were judged" if len(pairs) > 1 else ""
+        others = f"; of {len(pairs)} that were judged" if len(pairs) > 1 else ""
         reason = f"{chosen.variant} is the smallest that passes: {chosen.judgement.reason}{others}"
-        return Choice(device_class, "pass", chosen.variant, chosen.digest, reason, lost)
+        return Choice(
+            device_class=device_class,
+            verdict="pass",
+            variant=chosen.variant,
+            digest=chosen.digest,
+            reason=reason,
+            lost=lost,
+        )
     if not pairs:
         reason = NOT_BUILDABLE.get(provider, f"no variant for {provider} was built; add one to quantize's variants")
-        return Choice(device_class, "not_run", None, None, reason, lost)
-    verdict: Verdict = "fail" if any(pair.judgement.verdict == "fail" for pair in pairs) else "not_run"
+        return Choice(device_class=device_class, verdict="not_run", variant=None, digest=None, reason=reason, lost=lost)
+    verdict: Word = "fail" if any(pair.judgement.verdict == "fail" for pair in pairs) else "not_run"
     reasons = dict.fromkeys(pair.judgement.reason for pair in pairs)
     reason = (
         next(iter(reasons)) if len(reasons) == 1 else "; ".join(f"{p.variant}: {p.judgement.reason}" for p in pairs)
     )
-    return Choice(device_class, verdict, None, None, reason, lost)
+    return Choice(device_class=device_class, verdict=verdict, variant=None, digest=None, reason=reason, lost=lost)
 
 
 def _why_not(pair: Pair, chosen: Pair | None) -> str:
@@ -183,7 +178,7 @@ def _why_not(pair: Pair, chosen: Pair | None) -> str:
     return f"it passes, but {chosen.variant} is smaller" if chosen else "its measurements are of different models"
 
 
-def _overall(choices: Sequence[Choice], pairs: Sequence[Pair]) -> tuple[Verdict, str]:
+def _overall(choices: Sequence[Choice], pairs: Sequence[Pair]) -> tuple[Word, str]:
     served = [choice for choice in choices if choice.verdict == "pass"]
     if len(choices) == 1:
         (only,) = choices
@@ -192,6 +187,6 @@ def _overall(choices: Sequence[Choice], pairs: Sequence[Pair]) -> tuple[Verdict,
     if served:
         gets = ", ".join(f"{choice.device_class} gets {choice.variant}" for choice in served)
         return "pass", f"{len(served)} of {len(choices)} device classes have a variant: {gets}"
-    verdict: Verdict = "fail" if any(choice.verdict == "fail" for choice in choices) else "not_run"
+    verdict: Word = "fail" if any(choice.verdict == "fail" for choice in choices) else "not_run"
     told = dict.fromkeys(f"{choice.device_class}: {choice.reason}" for choice in choices if choice.verdict == verdict)
     return verdict, f"no device class has a variant; {'; '.join(told)}"

@@ -11,13 +11,15 @@ from markupsafe import Markup
 
 from slmops.gate import charts, lineage, tables, variants_table
 from slmops.gate.config import RAW_MEMORY_GOAL, GateConfig
-from slmops.gate.judge import Check, Judgement, Subject, Verdict
+from slmops.gate.judge import Judgement
 from slmops.gate.matrix import Candidate, Matrix
+from slmops.gate.subjects import Subject
 from slmops.pages import formatting, page
 from slmops.pages.curves import Curve, loss_curve
 from slmops.pages.examples import Example, answer, example
 from slmops.pages.formatting import NOTHING, fraction, less, share, size
 from slmops.records import read_jsonl
+from slmops.verdicts import Check, Word
 
 PREDICTIONS = "predictions.jsonl"
 CANDIDATE = "Candidate"
@@ -52,7 +54,7 @@ class Headline:
 
     title: str
     figure: str
-    verdict: Verdict
+    verdict: Word
     comparison: str
     goal: str
     lowered: bool
@@ -178,7 +180,7 @@ def _headline(title: str, figure: str, checks: Sequence[Check], comparison: str,
     """With the reason in place of the comparison, if a check could not run."""
     not_run = [check.detail for check in checks if check.verdict == "not_run"]
     failed = any(check.verdict == "fail" for check in checks)
-    verdict: Verdict = "not_run" if not_run else "fail" if failed else "pass"
+    verdict: Word = "not_run" if not_run else "fail" if failed else "pass"
     return Headline(title, figure, verdict, f"Not judged: {not_run[0]}." if not_run else comparison, goal, lowered)
 
 

@@ -13,9 +13,9 @@ from slmops import artifacts
 from slmops.artifacts import Sidecar
 from slmops.gate.candidates import Measured, collect, find
 from slmops.gate.config import GateConfig
-from slmops.gate.judge import Subject
 from slmops.gate.matrix import judge_all
 from slmops.gate.report import read_examples, render
+from slmops.gate.subjects import Subject
 from slmops.pages import page
 from slmops.progress import log
 from slmops.verdicts import VERDICT

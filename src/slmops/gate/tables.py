@@ -10,8 +10,8 @@ from typing import Any
 
 from slmops.artifacts import Summary
 from slmops.config import Config
-from slmops.gate.judge import Source, Subject
 from slmops.gate.lineage import Artifact
+from slmops.gate.subjects import Source, Subject
 from slmops.pages import formatting
 from slmops.pages.formatting import NOTHING
 

@@ -11,9 +11,10 @@ from markupsafe import Markup
 from slmops.device_classes import parse_device_classes
 from slmops.gate import charts
 from slmops.gate.config import GateConfig
-from slmops.gate.judge import Subject, Verdict
-from slmops.gate.matrix import Candidate, Choice, Matrix
+from slmops.gate.matrix import Candidate, Matrix
+from slmops.gate.subjects import Subject
 from slmops.pages.formatting import NOTHING, fraction, milliseconds, plain, share, size, tokens_per_s
+from slmops.verdicts import Choice, Word
 
 HERE = "this machine"
 
@@ -33,7 +34,7 @@ class PairRow:
 
     variant: str
     device_class: str
-    verdict: Verdict
+    verdict: Word
     cells: tuple[str, ...]
     why: str
     notes: tuple[str, ...]
