@@ -10,6 +10,7 @@ from slmops_components.evaluation.benchmark.component import benchmark
 from slmops_components.evaluation.evaluate.component import evaluate
 from slmops_components.evaluation.gate.component import gate
 from slmops_components.optimization.quantize.component import quantize
+from slmops_components.training.prune.component import prune
 from slmops_pipelines.recipes.sections import EdgeRecipe
 
 from slmops.models import FULL_PRECISION
@@ -43,12 +44,14 @@ def deliver(
     channel,
     after: PipelineTask | None = None,
 ) -> None:
-    """Quantize the student `model`, judge each variant on each device class, and publish what passes.
+    """Prune and quantize the student `model`, judge each variant on each device class, and publish what passes.
 
     `publish` refuses any verdict but `pass`, which fails the pipeline; `gate` succeeds, so that its report shows.
     What is to be seen in any case comes before `publish`: `after`.
     """
     classes, names = recipe.devices.chosen, list(recipe.quantize.variants)
+    if recipe.prune.cuts:
+        model = prune(model=model, calibration=calibration, **recipe.prune.parameters()).outputs["pruned"]
     quantized = quantize(model=model, calibration=calibration, device_classes=classes, **recipe.quantize.parameters())
     variants = quantized.outputs["quantized"]
     at_once = recipe.placement.max_measured_at_once

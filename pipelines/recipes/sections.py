@@ -19,6 +19,7 @@ from slmops.generate_responses.config import GenerateResponsesConfig
 from slmops.kubeflow.recipe import Recipe
 from slmops.preflight.config import PreflightConfig
 from slmops.prepare_data.config import PrepareDataConfig
+from slmops.prune.config import PruneConfig
 from slmops.quantize.config import QuantizeConfig
 from slmops.withhold_labels.config import WithholdLabelsConfig
 
@@ -123,6 +124,8 @@ class EdgeRecipe(Recipe):
     """How the base model learns the task."""
     devices: Devices = Devices()
     """What the variants are for: each class gets the smallest one that passes on it."""
+    prune: PruneConfig = PruneConfig()
+    """What is cut from the student before it is quantized; nothing unless it is asked for."""
     quantize: QuantizeSection = QuantizeSection()
     """The variants to build."""
     evaluate: EvaluateSection = EvaluateSection()

@@ -34,3 +34,8 @@ class PruneConfig(Config):
     """Longer rows are left out where importance is measured, in tokens."""
     micro_batch_size: int = Field(default=16, ge=1, le=1024)
     """Rows that go through the model at once."""
+
+    @property
+    def cuts(self) -> bool:
+        """Whether anything is to be cut."""
+        return bool(self.shape or self.keep_layers) or self.sparsity != "none" or self.vocabulary != "kept"

@@ -54,7 +54,7 @@ def _plan(config: PruneConfig) -> StudentPlan:
 
 def _check(config: PruneConfig, model: Path) -> None:
     """Check all that can be checked before the model is loaded."""
-    if not config.shape and not config.keep_layers and config.sparsity == "none" and config.vocabulary == "kept":
+    if not config.cuts:
         raise ConfigError("nothing is to be pruned; set shape, keep_layers, sparsity or vocabulary, or leave prune out")
     known = models.read_config(model)
     check_plan(_plan(config), known)
