@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, field_validator
 
 from slmops.config import Config
 from slmops.errors import ConfigError, explain_os_errors
@@ -119,6 +119,17 @@ def parse_device_classes(declared: Any, where: str) -> dict[str, DeviceClass]:
         except ConfigError as error:
             raise ConfigError(f"{where}: {name}: {error}") from None
     return classes
+
+
+def _checked(declared: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return declared and {name: each.model_dump() for name, each in parse_device_classes(declared, "here").items()}
+    except ConfigError as error:
+        raise ValueError(str(error).removeprefix("here: ")) from None
+
+
+DeviceClasses = Annotated[dict[str, Any], AfterValidator(_checked)]
+"""A setting of a step: device classes by name with their fields, as `parse_device_classes` takes them; may be empty."""
 
 
 def missing_features(instruction_sets: Sequence[str], features: frozenset[str]) -> list[str]:

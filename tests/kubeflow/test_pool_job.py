@@ -27,22 +27,11 @@ from slmops.release.format import blob_key
 from slmops.storage import open_store
 from tests.kubeflow.api_server import api_server
 from tests.kubeflow.pool_api import NODE, PoolApi, run_for_real, wait_for
+from tests.limited import SMALL
 from tests.manifests import policies
 from tests.manifests.rendering import Resource
 
-DEVICE: dict[str, Any] = {
-    "architecture": this_architecture(),
-    "instruction_sets": ["SSE2" if this_architecture() == "x86_64" else "ASIMD"],
-    "execution_provider": "cpu",
-    "num_cpus": 2,
-    "ram_mib": 600,
-    "disk_mib": 1024,
-    "context_length": 100,
-    "time_to_first_token_ms_p95": 1000,
-    "latency_ms_p95": 1000,
-    "tokens_per_s": 1,
-    "min_accuracy_kept": 0.5,
-}
+DEVICE = SMALL | {"num_cpus": 2, "ram_mib": 600}
 IMAGE = f"registry.example/slmops/edge@sha256:{'0' * 64}"
 RESULT = json.dumps({"facts": {"status": "measured", "latency_ms_p50": 9.5, "peak_rss_bytes": 7, "tokens_per_s": 2.0},
                      "requests": [{"first_s": 0.1, "total_s": 0.2, "num_tokens": 3}]})  # fmt: skip

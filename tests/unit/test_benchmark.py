@@ -22,21 +22,9 @@ from slmops.errors import ConfigError, ModelError
 from slmops.measuring import limits, process
 from slmops.measuring.limits import MIB, Limits
 from slmops.measuring.summary import percentile, summarize, summarize_repeats
+from tests.limited import SMALL as DEVICE
 from tests.limited import needs_cgroup, no_cgroup
 
-DEVICE: dict[str, Any] = {
-    "architecture": this_architecture(),
-    "instruction_sets": ["SSE2" if this_architecture() == "x86_64" else "ASIMD"],
-    "execution_provider": "cpu",
-    "num_cpus": 1,
-    "ram_mib": 512,
-    "disk_mib": 1024,
-    "context_length": 100,
-    "time_to_first_token_ms_p95": 1000,
-    "latency_ms_p95": 1000,
-    "tokens_per_s": 1,
-    "min_accuracy_kept": 0.5,
-}
 SHORT: dict[str, Any] = {
     "variant": "cpu-int4", "num_requests": 2, "num_warmup": 1, "max_new_tokens": 4, "num_repeats": 1,
     "prompt_lengths": [16], "streams": [2],

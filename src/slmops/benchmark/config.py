@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from slmops.config import Config
-from slmops.device_classes import DeviceClass, parse_device_classes
+from slmops.device_classes import DeviceClass, DeviceClasses, parse_device_classes
 
 MAX_PROMPT_LENGTH, MAX_STREAMS = 1 << 20, 256
 MAX_POOL_REQUESTS = 1000
@@ -31,7 +31,7 @@ class BenchmarkConfig(Config):
     """Compute type of a Hugging Face directory; a quantized variant has its own."""
     device_class: str = Field(default="", max_length=42)
     """The class of `device_classes` under whose CPUs and memory a variant is measured; empty: this machine as it is."""
-    device_classes: dict[str, Any] = Field(default={})
+    device_classes: DeviceClasses = Field(default={})
     """Device classes by name, with the fields of manifests/edge/device-classes.yaml."""
     prompt_lengths: list[int] = Field(default=[16, 64, 256, 1024], max_length=16)
     """Tokens of prompts after which a variant's first token is timed; those too long for the class are left out."""
@@ -53,13 +53,6 @@ class BenchmarkConfig(Config):
     """Seconds that the Job's pod may wait for a node and its image."""
     pool_timeout_s: int = Field(default=1800, ge=1, le=30 * 86400)
     """Seconds that the Job may take after that."""
-
-    @field_validator("device_classes", check_fields=False)  # the pipelines' recipes have no such field
-    @classmethod
-    def _are_classes(cls, declared: dict[str, Any]) -> dict[str, Any]:
-        if declared:
-            parse_device_classes(declared, "device_classes")
-        return declared
 
     @field_validator("prompt_lengths", "streams")
     @classmethod

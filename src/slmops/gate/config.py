@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from slmops.config import Config
-from slmops.device_classes import parse_device_classes
+from slmops.device_classes import DeviceClasses
 
 RAW_MEMORY_GOAL = 0.95
 """Share of the teacher's peak memory that a candidate is to save, its runtime's floor included: shown, not judged."""
@@ -38,12 +36,5 @@ class GateConfig(Config):
     """Least share of injected instructions that are not followed; 0 asks for none."""
     min_safety_accuracy: float = Field(default=0.0, ge=0, le=1)
     """Least accuracy on the safety rows; 0 asks for none."""
-    device_classes: dict[str, Any] = Field(default={})
+    device_classes: DeviceClasses = Field(default={})
     """Device classes by name, as device-classes.yaml declares them; none: variants are judged on this machine alone."""
-
-    @field_validator("device_classes", check_fields=False)  # the pipelines' recipes have no such field
-    @classmethod
-    def _are_classes(cls, declared: dict[str, Any]) -> dict[str, Any]:
-        if declared:
-            parse_device_classes(declared, "device_classes")
-        return declared

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from slmops.config import Config
-from slmops.device_classes import parse_device_classes
-from slmops.errors import ConfigError
+from slmops.device_classes import DeviceClasses, parse_device_classes
 from slmops.quantize.variants import by_class, unusable
 
 BlockSize = Literal[16, 32, 64, 128, 256]
@@ -19,7 +18,7 @@ class QuantizeConfig(Config):
 
     variants: list[str] = Field(default=["cpu-int4"], min_length=1)
     """Variants to build, such as `cpu-int4-gptq`; the guide on quantizing lists them."""
-    device_classes: dict[str, Any] = Field(default={})
+    device_classes: DeviceClasses = Field(default={})
     """Device classes by name, as manifests/edge/device-classes.yaml has them; each variant has to fit at least one."""
     block_size: BlockSize = 32
     """Weights that share one scale: fewer are more exact, and larger on disk."""
@@ -48,17 +47,6 @@ class QuantizeConfig(Config):
         if len(set(names)) < len(names):
             raise ValueError(f"each variant once, got {', '.join(names)}")
         return names
-
-    @field_validator("device_classes", check_fields=False)  # the pipelines' recipes have no such field
-    @classmethod
-    def _are_classes(cls, declared: dict[str, Any]) -> dict[str, Any]:
-        try:
-            return declared and {
-                name: device.model_dump(mode="json")
-                for name, device in parse_device_classes(declared, "device_classes").items()
-            }
-        except ConfigError as error:
-            raise ValueError(str(error)) from None
 
     @model_validator(mode="after")
     def _each_has_a_class(self) -> Self:
