@@ -330,7 +330,7 @@ def serve(
     api_key_file: Annotated[
         Path | None, typer.Option(help="File with the key that clients must send.", dir_okay=False)
     ] = None,
-    max_concurrency: Annotated[int, typer.Option(min=1, help="Requests answered at once.")] = 2,
+    max_concurrency: Annotated[int, typer.Option(min=1, help="Requests answered at once, in one batch.")] = 8,
     max_queue: Annotated[int, typer.Option(min=0, help="Requests that may wait; more are refused with 503.")] = 16,
 ) -> None:
     """Serve the current release with the OpenAI API.

@@ -11,7 +11,7 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ Ids = list[list[int]]
 
 
 class Threads:
-    """onnxruntime-genai with a generation for each stream, each in a thread of its own: the edge server's way."""
+    """onnxruntime-genai with a generation for each stream, each in a thread of its own."""
 
     def __init__(self, task: dict[str, Any]) -> None:
         import onnxruntime_genai as og
@@ -64,32 +64,36 @@ class Threads:
 
 
 class Batch:
-    """onnxruntime with all streams in one batch, each prompt read on its own."""
+    """onnxruntime with all streams in one batch: the edge server's way."""
 
     def __init__(self, task: dict[str, Any]) -> None:
-        from tests.benchmarks.edge_slots import Slots
+        from slmops.inference.slots import Slots
 
-        self.slots = Slots(
-            Path(task["model"]),
-            num_slots=max(task["streams"], default=1),
-            length=task["length"],
-            num_threads=task["threads"],
-        )
+        num_slots = max(task["streams"], default=1)
+        self.slots = Slots(Path(task["model"]), num_slots=num_slots, num_threads=task["threads"])
 
     def measure(self, prompts: Ids, num_tokens: int) -> dict[str, Any]:
-        started = time.perf_counter()
-        first_s = 0.0
-        tokens = [self.slots.admit(prompt) for prompt in prompts]
+        from slmops.inference.batch import Batch, Stream
+        from slmops.inference.batched import likeliest
+
+        times: list[list[float]] = [[] for _ in prompts]
         answers: Ids = [[] for _ in prompts]
-        for _ in range(num_tokens):
-            tokens = self.slots.step(tokens)
-            first_s = first_s or time.perf_counter() - started
-            for answer, token in zip(answers, tokens, strict=True):
-                answer.append(token)
+
+        def taking(stream: int) -> Callable[[int], None]:
+            def take(token: int) -> None:
+                answers[stream].append(token)
+                times[stream].append(time.perf_counter() - started)
+
+            return take
+
+        batch = Batch[Stream](self.slots)
+        started = time.perf_counter()
+        for number, prompt in enumerate(prompts):
+            batch.add(Stream(prompt, num_tokens, likeliest, taking(number)))
+        while batch:
+            batch.step()
         total_s = time.perf_counter() - started
-        while self.slots.lengths:
-            self.slots.leave(0)
-        return {"first_s": [first_s] * len(prompts), "total_s": total_s, "answers": answers}
+        return {"first_s": [moments[0] for moments in times], "total_s": total_s, "answers": answers}
 
 
 class Torch:

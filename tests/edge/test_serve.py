@@ -30,9 +30,10 @@ QUESTION: list[Any] = [{"role": "user", "content": "turn on the lamp in the kitc
 SERVER = """
 import sys, time
 from pathlib import Path
-from slmops.edge import engine
-from slmops.edge.serve import serve
-root, port, key_file, pause_s, queue = sys.argv[1:]
+from slmops.edge import engine, serve
+root, port, key_file, pause_s, queue, batched = sys.argv[1:]
+if not int(batched):
+    serve.open_engine = lambda directory, _: engine.GeneratorEngine(directory)
 generate = engine.Engine.generate
 def slowly(self, tokens, request, send, cancelled):
     def paced(piece):
@@ -41,18 +42,30 @@ def slowly(self, tokens, request, send, cancelled):
     return generate(self, tokens, request, paced, cancelled)
 engine.Engine.generate = slowly
 key_path = Path(key_file) if key_file else None
-serve(Path(root), "127.0.0.1", int(port), key_path, max_concurrency=2, max_queue=int(queue))
+serve.serve(Path(root), "127.0.0.1", int(port), key_path, max_concurrency=2, max_queue=int(queue))
 """
 # The tiny model answers faster than a test can hang up, so a pause per token stands in for a larger one.
 
 
 @contextmanager
-def running(root: Path, key_file: Path | str = "", pause_s: float = 0.0, queue: int = 16) -> Iterator[tuple[str, Any]]:
+def running(
+    root: Path, key_file: Path | str = "", pause_s: float = 0.0, queue: int = 16, batched: bool = True
+) -> Iterator[tuple[str, Any]]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     process = subprocess.Popen(
-        [sys.executable, "-c", SERVER, str(root), str(port), str(key_file), str(pause_s), str(queue)],
+        [
+            sys.executable,
+            "-c",
+            SERVER,
+            str(root),
+            str(port),
+            str(key_file),
+            str(pause_s),
+            str(queue),
+            str(int(batched)),
+        ],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     url = f"http://127.0.0.1:{port}"
@@ -76,9 +89,9 @@ def client_of(url: str, key: str = "none") -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, timeout=60)
 
 
-@pytest.fixture(scope="module")
-def url(tiny_node: Path) -> Iterator[str]:
-    with running(tiny_node) as (url, _):
+@pytest.fixture(scope="module", params=[True, False], ids=["one batch", "a generator each"])
+def url(request: pytest.FixtureRequest, tiny_node: Path) -> Iterator[str]:
+    with running(tiny_node, batched=request.param) as (url, _):
         yield url
 
 

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from slmops.errors import SlmopsError
-from slmops.inference.genai import GenAIRuntime
+from slmops.inference.batched import BatchedRuntime
+from slmops.inference.genai import GenAIRuntime, TokenizedRuntime
 from slmops.measuring import energy, limits, process, streams
 from slmops.measuring.limits import MIB, Limits
 from slmops.measuring.worker import peak_rss_bytes
@@ -177,49 +178,39 @@ def test_a_process_that_cannot_enter_its_cgroup_is_no_result(tiny_variants: Path
         process.run_worker(tiny_variants / "cpu-int4", task, Limits(1, MIB), group)
 
 
-def test_prompts_have_exactly_the_tokens_that_are_asked_for(tiny_variants: Path) -> None:
-    runtime = GenAIRuntime(tiny_variants / "cpu-int4", num_threads=1)
+@pytest.fixture(params=["one batch", "a generator each"])
+def runtime(request: pytest.FixtureRequest, tiny_variants: Path) -> TokenizedRuntime:
+    directory = tiny_variants / "cpu-int4"
+    if request.param == "one batch":
+        return BatchedRuntime(directory, num_threads=1, num_slots=4)
+    return GenAIRuntime(directory, num_threads=1)
+
+
+def test_prompts_have_exactly_the_tokens_that_are_asked_for(runtime: TokenizedRuntime) -> None:
     ids = [int(token) for token in runtime.tokenizer.encode("switch the lamp on")]
     lengths = [1, 7, 64, 200]
-    # The count is the runtime's own, of what the generator has taken.
     found = streams.time_first_tokens(runtime, ids, lengths)
     assert [entry["prompt_tokens"] for entry in found] == lengths
     assert all(1 <= len(entry["first_s"]) <= streams.MAX_SAMPLES for entry in found)
     assert streams.prompt_of([1, 2, 3], 7) == [1, 2, 3, 1, 2, 3, 1]
 
 
-def test_all_answers_at_once_have_their_tokens_counted(tiny_variants: Path) -> None:
-    runtime = GenAIRuntime(tiny_variants / "cpu-int4", num_threads=1)
+def test_answers_at_once_have_their_tokens_counted(runtime: TokenizedRuntime) -> None:
     ids = [int(token) for token in runtime.tokenizer.encode("switch the lamp on in the hall")]
-    found = streams.decode(runtime, ids, [1, 3], 1024, peak_rss_bytes)
-    assert [(entry["streams"], entry["num_tokens"]) for entry in found] == [
-        (1, streams.DECODED_TOKENS),
-        (3, 3 * streams.DECODED_TOKENS),
-    ]
+    one, many = streams.decode(runtime, ids, [1, 3], 1024, peak_rss_bytes)
+    assert (one["streams"], one["num_tokens"]) == (1, streams.DECODED_TOKENS)
+    assert many["streams"] == 3
+    # In a batch, the first ones lead by a token for each that comes after them.
+    assert 3 * (streams.DECODED_TOKENS - 2) <= many["num_tokens"] <= 3 * streams.DECODED_TOKENS
     # A small context is never overrun.
     (entry,) = streams.decode(runtime, ids, [2], 32, peak_rss_bytes)
-    assert entry["num_tokens"] == 2 * (32 - 8 - 1)
+    assert 0 < entry["num_tokens"] <= 2 * (32 - 8 - 1)
 
 
-def test_answers_run_at_once_or_not_at_all(tiny_variants: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each waits for all others before its second token: in fewer threads than answers, none would end."""
-    runtime = GenAIRuntime(tiny_variants / "cpu-int4", num_threads=1)
-    at_work, most = 0, 0
-
-    class Watched(streams._Answer):
-        def __next__(self) -> int:
-            nonlocal at_work, most
-            token = super().__next__()
-            if self._left == streams.DECODED_TOKENS:
-                at_work += 1
-                most = max(most, at_work)
-            if self._left == 0:
-                at_work -= 1
-            return token
-
-    monkeypatch.setattr(streams, "_Answer", Watched)
-    streams.decode(runtime, list(range(3, 40)), [4], 1024, peak_rss_bytes)
-    assert most == 4
+def test_answers_run_at_once(runtime: TokenizedRuntime) -> None:
+    times = runtime.run_streams([[5, 6, 7, number] for number in range(4)], 40)
+    assert [len(moments) for moments in times] == [40] * 4
+    assert max(moments[0] for moments in times) < min(moments[-1] for moments in times)
 
 
 def test_energy_is_read_from_the_packages_and_across_a_counters_end(tmp_path: Path) -> None:

@@ -1,17 +1,28 @@
-"""Generation with ONNX Runtime GenAI: one model in memory, a few generations at once, each in a thread of its own."""
+"""Answers from one model in memory: all in one batch, or each by itself where the runtime knows no other way."""
 
 from __future__ import annotations
 
 import json
+import queue
 import secrets
 import threading
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+import onnxruntime_genai as og
+
+from slmops import cpus
 from slmops.edge.chat import ChatRequest, InvalidRequestError, StopStrings
 from slmops.errors import ModelError
+from slmops.inference.batch import Batch, Stream
+from slmops.inference.sampling import Sampling, of_search
+from slmops.inference.slots import NoSlotsError, Slots
+from slmops.progress import log
 from slmops.release.format import GENAI_CONFIG
 
 
@@ -32,31 +43,33 @@ class Answer:
         }
 
 
-class Engine:
+class Engine(ABC):
     """A loaded model. `generate` may run in several threads."""
 
     def __init__(self, directory: Path) -> None:
-        """Load the model.
+        """Load the tokenizer.
 
         Raises:
             ModelError: the runtime refuses it, or it has no chat template.
         """
-        try:
-            import onnxruntime_genai as og
-        except ImportError as error:
-            raise ModelError(f"onnxruntime-genai cannot be imported ({error}); pip install 'slmops[edge]'") from None
-        self._og = og
+        self._settings = json.loads((directory / GENAI_CONFIG).read_text())
         self.closing = threading.Event()
         """Set when the server ends; stops every generation."""
         self._tokenizing = threading.Lock()
         try:
-            self._model = og.Model(str(directory))
-            self._tokenizer = og.Tokenizer(self._model)
+            self._tokenizer = og.Tokenizer(str(directory))
             self._tokenizer.apply_chat_template('[{"role": "user", "content": "?"}]', add_generation_prompt=True)
-        except Exception as error:
-            raise ModelError(f"onnxruntime-genai cannot load {directory}: {error}; publish another release") from error
+        except Exception as error:  # the library raises RuntimeError, OgaException and bare Exception alike
+            raise _unloadable(directory, error) from error
         self._end_tokens = frozenset(int(token) for token in self._tokenizer.eos_token_ids)
-        self.context_length = int(json.loads((directory / GENAI_CONFIG).read_text())["model"]["context_length"])
+        self.context_length = int(self._settings["model"]["context_length"])
+
+    def close(self) -> None:  # noqa: B027 - not every engine has something to end
+        """End what runs beside the answers, which have ended."""
+
+    @abstractmethod
+    def _continue(self, tokens: Any, request: ChatRequest, num_new: int) -> Generator[int]:
+        """Up to `num_new` tokens that follow; without sampling settings as the model's own settings say."""
 
     def encode(self, request: ChatRequest) -> Any:
         """The prompt's tokens.
@@ -82,33 +95,109 @@ class Engine:
         self, tokens: Any, request: ChatRequest, send: Callable[[str], object], cancelled: threading.Event
     ) -> Answer:
         """Generate an answer, giving each piece of text to `send`; stop early when `cancelled` is set."""
-        limit = min(len(tokens) + request.token_limit, self.context_length)
-        generator = self._generator(request, limit)
-        generator.append_tokens(tokens)
+        num_new = min(request.token_limit, self.context_length - len(tokens))
         pieces, stops, count = self._tokenizer.create_stream(), StopStrings(request.stop), 0
         finish_reason: Literal["stop", "length", "cancelled"] = "length"
-        while len(tokens) + count < limit:
-            if cancelled.is_set() or self.closing.is_set():
-                finish_reason = "cancelled"
-                break
-            generator.generate_next_token()
-            token = int(generator.get_next_tokens()[0])
-            count += 1
-            if token in self._end_tokens:
-                finish_reason = "stop"
-                break
-            if text := stops.feed(pieces.decode(token)):
-                send(text)
-            if stops.found:
-                finish_reason = "stop"
-                break
+        with closing(self._continue(tokens, request, num_new)) as found:
+            for token in found:
+                count += 1
+                if cancelled.is_set() or self.closing.is_set():
+                    finish_reason = "cancelled"
+                    break
+                if token in self._end_tokens:
+                    finish_reason = "stop"
+                    break
+                if text := stops.feed(pieces.decode(token)):
+                    send(text)
+                if stops.found:
+                    finish_reason = "stop"
+                    break
         if text := stops.rest():
             send(text)
         return Answer(finish_reason, len(tokens), count)
 
-    def _generator(self, request: ChatRequest, limit: int) -> Any:
-        """Without sampling settings the model decodes as its own settings say: as the gate has measured it."""
-        options: dict[str, Any] = {"max_length": limit}
+
+class BatchedEngine(Engine):
+    """All answers in one batch, on ONNX Runtime; a thread of its own computes their tokens."""
+
+    def __init__(self, directory: Path, num_slots: int) -> None:
+        """Load the model.
+
+        Raises:
+            NoSlotsError: its answers cannot share a batch.
+            ModelError: the runtime refuses it.
+        """
+        super().__init__(directory)
+        self._own = of_search(self._settings["search"])
+        self._batch = Batch[_Stream](Slots(directory, num_slots=num_slots, num_threads=cpus.count()))
+        self._arrived: queue.SimpleQueue[_Stream | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._decode, name="decode", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._arrived.put(None)
+        self._thread.join()
+
+    def _continue(self, tokens: Any, request: ChatRequest, num_new: int) -> Generator[int]:
+        stream = _Stream(tokens, num_new, self._sampling(request), _seed_of(request))
+        self._arrived.put(stream)
+        try:
+            for _ in range(num_new):
+                token = stream.found.get()
+                if isinstance(token, Exception):
+                    raise token
+                yield token
+        finally:
+            stream.gone = True
+
+    def _sampling(self, request: ChatRequest) -> Sampling:
+        if request.temperature is None and request.top_p is None:
+            return self._own
+        return Sampling(
+            temperature=1.0 if request.temperature is None else request.temperature,
+            top_p=1.0 if request.top_p is None else request.top_p,
+        )
+
+    def _decode(self) -> None:
+        while True:
+            while not self._batch or not self._arrived.empty():
+                stream = self._arrived.get()
+                if stream is None:
+                    return
+                self._batch.add(stream)
+            try:
+                self._batch.step()
+            except Exception as error:  # memory, most likely: these answers fail, and the server goes on
+                for dropped in self._batch.clear():
+                    dropped.found.put(error)
+
+
+class _Stream(Stream):
+    """A stream whose tokens another thread waits for."""
+
+    def __init__(self, tokens: Any, num_new: int, sampling: Sampling, seed: int) -> None:
+        self.found: queue.SimpleQueue[int | Exception] = queue.SimpleQueue()
+        generator = np.random.default_rng(seed)
+        super().__init__(tokens, num_new, lambda logits: sampling.choose(logits, generator), self.found.put)
+
+
+class GeneratorEngine(Engine):
+    """A generator of onnxruntime-genai for each answer, in the thread that asks for it."""
+
+    def __init__(self, directory: Path) -> None:
+        """Load the model.
+
+        Raises:
+            ModelError: the runtime refuses it.
+        """
+        super().__init__(directory)
+        try:
+            self._model = og.Model(str(directory))
+        except Exception as error:
+            raise _unloadable(directory, error) from error
+
+    def _continue(self, tokens: Any, request: ChatRequest, num_new: int) -> Generator[int]:
+        options: dict[str, Any] = {"max_length": len(tokens) + num_new}
         if request.temperature == 0:
             options["do_sample"] = False
         elif request.temperature is not None or request.top_p is not None:
@@ -116,7 +205,32 @@ class Engine:
             top_p = 1.0 if request.top_p is None else request.top_p
             options.update(do_sample=True, temperature=temperature, top_p=top_p, top_k=0)
         # Always one: finding a seed takes the library 20 to 50 ms on some machines.
-        options["random_seed"] = secrets.randbelow(1 << 31) if request.seed is None else request.seed
-        params = self._og.GeneratorParams(self._model)
+        options["random_seed"] = _seed_of(request)
+        params = og.GeneratorParams(self._model)
         params.set_search_options(**options)
-        return self._og.Generator(self._model, params)
+        generator = og.Generator(self._model, params)
+        generator.append_tokens(tokens)
+        for _ in range(num_new):
+            generator.generate_next_token()
+            yield int(generator.get_next_tokens()[0])
+
+
+def open_engine(directory: Path, num_slots: int) -> Engine:
+    """Load a model for `num_slots` answers at a time.
+
+    Raises:
+        ModelError: the runtime refuses it, or it has no chat template.
+    """
+    try:
+        return BatchedEngine(directory, num_slots)
+    except NoSlotsError as reason:
+        log.info("answers are computed one by one, not in one batch: %s", reason)
+        return GeneratorEngine(directory)
+
+
+def _seed_of(request: ChatRequest) -> int:
+    return secrets.randbelow(1 << 31) if request.seed is None else request.seed
+
+
+def _unloadable(directory: Path, error: Exception) -> ModelError:
+    return ModelError(f"onnxruntime-genai cannot load {directory}: {error}; publish another release")

@@ -29,7 +29,7 @@ from starlette.types import Receive, Scope, Send
 
 from slmops.edge import node
 from slmops.edge.chat import ChatRequest, InvalidRequestError, parse_request
-from slmops.edge.engine import Answer, Engine
+from slmops.edge.engine import Answer, Engine, open_engine
 from slmops.errors import ConfigError, explain_os_errors
 from slmops.progress import log
 
@@ -74,13 +74,14 @@ def serve(root: Path, host: str, port: int, api_key_file: Path | None, max_concu
 def make_app(root: Path, api_key: str | None, max_concurrency: int, max_queue: int) -> Starlette:
     """The application, with the model loaded."""
     release, path = node.open_current(root)
-    server = _Server(Engine(path), release, api_key, max_concurrency, max_queue)
+    server = _Server(open_engine(path, max_concurrency), release, api_key, max_concurrency, max_queue)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         yield
         server.engine.closing.set()
         server.threads.shutdown()
+        server.engine.close()
 
     app = Starlette(
         routes=[

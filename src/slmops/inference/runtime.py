@@ -20,7 +20,7 @@ class Runtime(Protocol):
     """A loaded model. Decoding is greedy and ends at the model's end of turn."""
 
     name: str
-    """Library and version, such as `onnxruntime-genai 0.18.0`."""
+    """Library and version, such as `onnxruntime 1.31.1`."""
 
     def stream(self, prompt: Prompt, max_new_tokens: int) -> Iterator[int]:
         """Yield the answer's token ids one by one, as they are found."""
@@ -103,7 +103,7 @@ def open_runtime(
 
     Args:
         directory: the model.
-        quantized: whether it is a variant that quantize wrote, for ONNX Runtime GenAI or ExecuTorch.
+        quantized: whether it is a variant that quantize wrote, for ONNX Runtime or ExecuTorch.
         dtype: compute type of a Hugging Face directory: `auto`, `float32` or `bfloat16`.
         num_threads: threads of the runtime.
         batch_size: prompts answered together, where the runtime batches.
@@ -116,9 +116,14 @@ def open_runtime(
 
         return ExecuTorchRuntime(directory, num_threads=num_threads)
     if quantized:
+        from slmops.inference.batched import BatchedRuntime
         from slmops.inference.genai import GenAIRuntime
+        from slmops.inference.slots import NoSlotsError
 
-        return GenAIRuntime(directory, num_threads=num_threads)
+        try:
+            return BatchedRuntime(directory, num_threads=num_threads, num_slots=batch_size)
+        except NoSlotsError:
+            return GenAIRuntime(directory, num_threads=num_threads)
     from slmops.inference.torch_runtime import TorchRuntime
 
     return TorchRuntime(directory, dtype=dtype, num_threads=num_threads, batch_size=batch_size)

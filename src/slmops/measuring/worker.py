@@ -37,7 +37,11 @@ def _open(task: dict[str, Any]) -> Any:
     from slmops.inference.runtime import open_runtime
 
     return open_runtime(
-        Path(task["directory"]), quantized=task["quantized"], dtype=task["dtype"], num_threads=task["num_threads"]
+        Path(task["directory"]),
+        quantized=task["quantized"],
+        dtype=task["dtype"],
+        num_threads=task["num_threads"],
+        batch_size=max(task["streams"], default=1),
     )
 
 

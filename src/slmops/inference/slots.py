@@ -1,0 +1,175 @@
+"""A decoder on ONNX Runtime with room for several streams, each of which joins and leaves at any time.
+
+onnxruntime-genai batches in this way on CUDA only: on a CPU none can join a `Generator` at work, and generations in
+threads of their own run one after the other. But GroupQueryAttention takes the length of each row from the attention
+mask, so rows of different lengths decode in one call where their keys and values are slices of one buffer: row r of the
+mask has a one for each of its tokens, and the kernel writes key and value behind them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnxruntime as ort  # type: ignore[import-untyped]
+
+from slmops.errors import DataError, ModelError
+from slmops.release.format import GENAI_CONFIG
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+PROMPT_LOGITS_BYTES = 32 << 20
+"""Of the logits of as many tokens of a prompt as are read in one call: the head has no way to leave them out."""
+MAX_READ_TOKENS = 256
+"""In one call, so that streams at work wait no longer than this for their next token."""
+KEPT_TOKENS = 2048
+"""Memory of streams up to this length is kept for the next ones, that of longer ones given back when all have left."""
+MAP_NORESERVE = 0x4000
+"""Of Linux; Python's mmap names it from 3.13 on."""
+FLOAT, INT64 = "tensor(float)", "tensor(int64)"
+
+
+class NoSlotsError(Exception):
+    """A variant whose streams cannot share a batch, and why. onnxruntime-genai can run it."""
+
+
+class Slots:
+    """A loaded variant. Of one more slot than there are streams, the last is where a prompt is read."""
+
+    def __init__(self, directory: Path, *, num_slots: int, num_threads: int) -> None:
+        """Load the variant.
+
+        Raises:
+            NoSlotsError: it is not for a CPU, or its keys and values are not kept as this class does.
+            ModelError: the runtime refuses it.
+        """
+        model = json.loads((directory / GENAI_CONFIG).read_text())["model"]
+        decoder = model["decoder"]
+        if decoder.get("pipeline") or "sliding_window" in decoder:
+            raise NoSlotsError("its decoder is a pipeline, or attends to a window")
+        if decoder["session_options"].get("provider_options"):
+            raise NoSlotsError("it is not for a CPU")
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = num_threads
+        options.log_severity_level = 3
+        try:
+            self._session = ort.InferenceSession(
+                str(directory / decoder["filename"]), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # a class of its own for each code, all below Exception
+            raise ModelError(
+                f"{directory} cannot be loaded by onnxruntime {ort.__version__}: {str(error).splitlines()[0]}; "
+                "run quantize again"
+            ) from error
+        self.num_slots, self.context_length = num_slots, int(model["context_length"])
+        self.vocab_size = int(model["vocab_size"])
+        self._names = _names(decoder)
+        inputs = {entry.name: entry.type for entry in self._session.get_inputs()}
+        self._positions = inputs.pop("position_ids", None) == INT64
+        expected = dict.fromkeys((past for past, _ in self._names), FLOAT)
+        if inputs != {"input_ids": INT64, "attention_mask": INT64} | expected:
+            raise NoSlotsError("its inputs are not tokens, a mask, and keys and values in float32")
+        shape = (num_slots + 1, decoder["num_key_value_heads"], self.context_length, decoder["head_size"])
+        self._memory = _reserve(len(self._names) * math.prod(shape) * 4)
+        self._caches = np.frombuffer(self._memory, np.float32).reshape(len(self._names), *shape)
+        self._logits = np.empty((num_slots, 1, self.vocab_size), np.float32)
+        self._read_tokens = max(16, min(MAX_READ_TOKENS, PROMPT_LOGITS_BYTES // (4 * self.vocab_size)))
+        self._bindings: dict[tuple[int, int], Any] = {}
+        self._longest = 0
+        self.lengths: list[int] = []
+        """Tokens of each stream: those in the first slots."""
+
+    def read(self, ids: Sequence[int], start: int) -> tuple[int, NDArray[Any]]:
+        """Read on in a prompt, whose first `start` tokens have been read, in the slot for that.
+
+        Returns:
+            How many tokens have been read, and the logits [tokens, vocabulary] of those read now.
+
+        Raises:
+            DataError: the prompt is longer than the model's context.
+        """
+        if len(ids) > self.context_length:
+            raise DataError(
+                f"a text has {len(ids):,} tokens, more than the model's context_length of {self.context_length:,}; "
+                "shorten it"
+            )
+        end = min(len(ids), start + self._read_tokens)
+        binding = self._bind(self.num_slots, self.num_slots + 1)
+        self._longest = max(self._longest, end)
+        logits = np.empty((1, end - start, self.vocab_size), np.float32)
+        tokens, positions = np.array([ids[start:end]], np.int64), np.arange(start, end)[None]
+        self._run(binding, tokens, np.ones((1, end), np.int64), positions, logits)
+        return end, logits[0]
+
+    def join(self, length: int) -> None:
+        """Make a stream of the prompt that was read, which has `length` tokens: the last of the streams."""
+        self._caches[:, len(self.lengths), :, :length] = self._caches[:, self.num_slots, :, :length]
+        self.lengths.append(length)
+
+    def step(self, tokens: Sequence[int]) -> NDArray[Any]:
+        """What follows the next token of every stream: logits [streams, vocabulary], valid until the next step."""
+        count = len(self.lengths)
+        binding = self._bind(0, count)
+        lengths = np.array(self.lengths)
+        mask = np.arange(lengths.max() + 1) <= lengths[:, None]
+        logits = self._logits[:count]
+        self._run(binding, np.array(tokens, np.int64)[:, None], mask.astype(np.int64), lengths[:, None], logits)
+        self.lengths = [length + 1 for length in self.lengths]
+        self._longest = max(self._longest, *self.lengths)
+        return logits[:, 0]
+
+    def leave(self, stream: int) -> None:
+        """End a stream; the last one takes its place."""
+        last = len(self.lengths) - 1
+        length = self.lengths[last]
+        if stream != last:
+            self._caches[:, stream, :, :length] = self._caches[:, last, :, :length]
+        self.lengths[stream] = length
+        self.lengths.pop()
+        if not self.lengths and self._longest > KEPT_TOKENS:
+            self._memory.madvise(mmap.MADV_DONTNEED)
+            self._longest = 0
+
+    def _run(
+        self, binding: Any, tokens: NDArray[Any], mask: NDArray[Any], positions: NDArray[Any], logits: NDArray[Any]
+    ) -> None:
+        arrays = {"input_ids": tokens, "attention_mask": mask}
+        if self._positions:
+            arrays["position_ids"] = positions
+        for name, array in arrays.items():
+            binding.bind_input(name, "cpu", 0, np.int64, array.shape, array.ctypes.data)
+        binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
+        self._session.run_with_iobinding(binding)
+
+    def _bind(self, begin: int, end: int) -> Any:
+        """A binding in which keys and values of slots `begin` to `end` grow in place."""
+        if (begin, end) not in self._bindings:
+            binding = self._session.io_binding()
+            for (past, present), cache in zip(self._names, self._caches[:, begin:end], strict=True):
+                binding.bind_input(past, "cpu", 0, np.float32, cache.shape, cache.ctypes.data)
+                binding.bind_output(present, "cpu", 0, np.float32, cache.shape, cache.ctypes.data)
+            self._bindings[begin, end] = binding
+        return self._bindings[begin, end]
+
+
+def _names(decoder: dict[str, Any]) -> list[tuple[str, str]]:
+    """Of keys and values: what goes in, and what comes out."""
+    inputs, outputs = decoder["inputs"], decoder["outputs"]
+    return [
+        (inputs[f"past_{part}_names"] % layer, outputs[f"present_{part}_names"] % layer)
+        for layer in range(decoder["num_hidden_layers"])
+        for part in ("key", "value")
+    ]
+
+
+def _reserve(size_bytes: int) -> mmap.mmap:
+    """Addresses whose pages become memory when they are written, each by itself: as much as streams have tokens."""
+    reserved = mmap.mmap(-1, size_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE)
+    reserved.madvise(mmap.MADV_NOHUGEPAGE)
+    return reserved
