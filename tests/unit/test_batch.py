@@ -148,8 +148,9 @@ NUMBERS = count()
         lambda config: config["model"]["decoder"]["session_options"].update(provider_options=[{"cuda": {}}]),
         lambda config: config["model"]["decoder"].update(sliding_window={"window_size": 128}),
         lambda config: config["model"]["decoder"].update(num_hidden_layers=1),
+        lambda config: config["search"].update(past_present_share_buffer=False),
     ],
-    ids=["provider", "window", "keys and values"],
+    ids=["provider", "window", "keys and values", "growth"],
 )
 def test_a_variant_that_cannot_share_a_batch_is_known(
     variant: Path, tmp_path: Path, change: Callable[[Any], object]

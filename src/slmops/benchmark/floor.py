@@ -24,13 +24,13 @@ def write_empty_model(variant: Path, directory: Path) -> None:
     settings = json.loads((variant / "genai_config.json").read_text())
     decoder = settings["model"]["decoder"]
     decoder |= {"filename": "model.onnx", "num_hidden_layers": 1, "num_key_value_heads": 1, "head_size": 1}
-    settings["search"]["past_present_share_buffer"] = False
     (directory / "genai_config.json").write_text(json.dumps(settings))
-    onnx.save(_empty_decoder(settings["model"]["vocab_size"]), directory / "model.onnx")
+    in_place = settings["search"].get("past_present_share_buffer", False)
+    onnx.save(_empty_decoder(settings["model"]["vocab_size"], in_place), directory / "model.onnx")
 
 
-def _empty_decoder(vocab_size: int) -> onnx.ModelProto:
-    """input_ids [B, S] and a cache [B, 1, P, 1] → logits [B, S, V] and the cache grown by S."""
+def _empty_decoder(vocab_size: int, in_place: bool) -> onnx.ModelProto:
+    """input_ids [B, S] and a cache [B, 1, P, 1] → logits [B, S, V] and the cache: grown by S, or as it is."""
     integers = ["input_ids", "attention_mask"]
     caches = [("past_key_values.0.key", "present.0.key"), ("past_key_values.0.value", "present.0.value")]
     shape: list[str | int | None] = ["batch", 1, "past", 1]
@@ -43,7 +43,9 @@ def _empty_decoder(vocab_size: int) -> onnx.ModelProto:
         helper.make_node("Cast", ["input_ids"], ["new"], to=TensorProto.FLOAT),
         helper.make_node("Unsqueeze", ["new", "cache_axes"], ["new_cache"]),
     ]
-    nodes += [helper.make_node("Concat", [past, "new_cache"], [present], axis=2) for past, present in caches]
+    for past, present in caches:
+        grown = helper.make_node("Concat", [past, "new_cache"], [present], axis=2)
+        nodes.append(helper.make_node("Identity", [past], [present]) if in_place else grown)
     constants = [
         helper.make_tensor("last_axis", TensorProto.INT64, [1], [2]),
         helper.make_tensor("cache_axes", TensorProto.INT64, [2], [1, 3]),

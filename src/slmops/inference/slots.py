@@ -49,8 +49,10 @@ class Slots:
             NoSlotsError: it is not for a CPU, or its keys and values are not kept as this class does.
             ModelError: the runtime refuses it.
         """
-        model = json.loads((directory / GENAI_CONFIG).read_text())["model"]
-        decoder = model["decoder"]
+        settings = json.loads((directory / GENAI_CONFIG).read_text())
+        model, decoder = settings["model"], settings["model"]["decoder"]
+        if not settings["search"].get("past_present_share_buffer"):
+            raise NoSlotsError("its keys and values do not grow in place")
         if decoder.get("pipeline") or "sliding_window" in decoder:
             raise NoSlotsError("its decoder is a pipeline, or attends to a window")
         if decoder["session_options"].get("provider_options"):
