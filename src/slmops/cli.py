@@ -31,6 +31,7 @@ app.add_typer(edge_app, name="edge")
 app.command("model-card")(packaging.model_card)
 app.command("export")(packaging.export)
 app.command("import")(packaging.import_)
+app.command("convert-adapter")(packaging.convert_adapter)
 
 PipelineArgument = Annotated[
     str,

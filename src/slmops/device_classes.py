@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -87,17 +88,32 @@ def read_device_classes(path: Path) -> dict[str, DeviceClass]:
     Raises:
         ConfigError: the file or one of its classes is not what it may be; with every problem of a class.
     """
+    with explain_os_errors(path), open(path, "rb") as file:
+        data = file.read(MAX_FILE_BYTES + 1)
+    if len(data) > MAX_FILE_BYTES:
+        raise ConfigError(f"{path} is larger than the {MAX_FILE_BYTES:,} bytes that are read; give a file of classes")
+    return parse_device_classes(_read_yaml(data, path), str(path))
+
+
+def _read_yaml(data: bytes, path: Path) -> Any:
+    """YAML in which no key is there twice; PyYAML alone keeps the last one, and the class before it is gone.
+
+    Raises:
+        ConfigError: it is none.
+    """
     import yaml  # a node that gets its class as JSON has no YAML reader
 
-    with explain_os_errors(path):
-        data = path.read_bytes()
-    if len(data) > MAX_FILE_BYTES:
-        raise ConfigError(f"{path} has {len(data):,} bytes, at most {MAX_FILE_BYTES:,} are read")
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+            for key, count in Counter(str(key.value) for key, _ in node.value).items():
+                if count > 1:
+                    raise yaml.MarkedYAMLError(problem=f"{key} is there twice", problem_mark=node.start_mark)
+            return super().construct_mapping(node, deep)
+
     try:
-        declared = yaml.safe_load(data)
+        return yaml.load(data, Loader)  # noqa: S506 - it is a safe one
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is no YAML: {error}") from None
-    return parse_device_classes(declared, str(path))
 
 
 def parse_device_classes(declared: Any, where: str) -> dict[str, DeviceClass]:

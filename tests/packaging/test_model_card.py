@@ -214,6 +214,15 @@ def test_model_that_was_not_evaluated_has_no_figures(story: Story) -> None:
     assert "The gate passed none" in card
 
 
+def test_a_measurement_that_was_made_up_for_later_counts(story: Story) -> None:
+    """The first machine was no such device, a node of a pool was."""
+    sidecar = story.verdict()
+    (measured,) = [summary for summary in sidecar.ancestors if summary.kind == "benchmark"]
+    not_run = measured.model_copy(update={"facts": measured.facts | {"status": "not_run", "reason": "another machine"}})
+    sidecar = sidecar.model_copy(update={"ancestors": (not_run, *sidecar.ancestors)})
+    assert row_of(model_card(sidecar, name="x"), "Speed and memory")["tokens/s"]
+
+
 def test_figures_of_other_files_do_not_count(story: Story) -> None:
     story.evaluation["model_digest"] = "cd" * 32
     card = model_card(story.verdict(), name="m")

@@ -211,6 +211,7 @@ def rename(name: str) -> Change:
         (lambda manifest: manifest["layers"].pop(1), "genai_config"),
         (lambda manifest: manifest["layers"][0].update(size=6 * 1024**3), "size"),
         (lambda manifest: manifest["layers"][0].update(size=0), "size"),
+        (lambda manifest: manifest["layers"][1].update(size=1 << 30), r"genai_config\.json has 1,073,741,824 bytes"),
         (
             lambda manifest: manifest["layers"][0].update(mediaType="application/vnd.cncf.model.weight.v1.tar"),
             "mediaType",

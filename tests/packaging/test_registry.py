@@ -176,6 +176,32 @@ def test_refuses_to_log_in_over_plain_http_elsewhere(variant: Path, monkeypatch:
         push(variant, f"{host}/models/m:v1")
 
 
+def test_refuses_to_be_sent_on_over_plain_http(
+    variant: Path, registry: RegistryServer, target: str, tmp_path: Path
+) -> None:
+    """A blob has a digest, a manifest by its tag has not: whoever is on the way could give another."""
+    push(variant, target)
+    host = target.partition("/")[0]
+
+    class SendingOn(Misleading):
+        elsewhere = ""
+
+        def do_GET(self) -> None:
+            self.send_response(307)
+            self.send_header("Location", f"{self.elsewhere}{self.path}")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+    with serving(SendingOn) as first:
+        asked = target.replace(host, first)
+        SendingOn.elsewhere = f"http://{host}"
+        assert pull(asked, tmp_path / "on this machine")
+        SendingOn.elsewhere = f"http://{host}".replace("127.0.0.1", "0.0.0.0")  # noqa: S104
+        with pytest.raises(StoreError, match=r"names 'http://0\.0\.0\.0:.* which is not https; it is refused"):
+            pull(asked, tmp_path / "pulled")
+        assert pull(asked, tmp_path / "pulled", insecure=True)
+
+
 @pytest.mark.parametrize(("code", "kind"), [(500, StoreUnavailable), (429, StoreUnavailable), (405, StoreError)])
 def test_registry_in_trouble(variant: Path, code: int, kind: type[SlmopsError]) -> None:
     class Troubled(Misleading):

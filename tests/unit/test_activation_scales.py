@@ -85,6 +85,22 @@ def test_the_function_stays_and_rounding_harms_it_less(config: PreTrainedConfig)
     assert errors[1] < errors[0]
 
 
+@pytest.mark.parametrize("num_tokens", [7, 50])
+def test_no_token_of_a_row_is_looked_at_more_often_than_others(num_tokens: int) -> None:
+    """The first one's activations are unlike all others'; rows are of one length, which a fixed step would meet."""
+    model = make(LlamaConfig(**SIZES, num_key_value_heads=2))
+    ids = torch.full((100, num_tokens), 5)
+    ids[:, 0] = 3
+    embedding: Any = model.get_input_embeddings()
+    embedding.weight.data[3] = -embedding.weight.data[5]  # by its sign it is known behind the norm
+    reader = next(awq.places(model)).readers[0]
+    (seen,) = awq._observe(model, list(ids.split(2)), [reader]).values()
+    others = seen @ seen[-1] > 0
+    assert len(seen) == awq.MAX_TOKENS
+    share = min(others.float().mean().item(), 1 - others.float().mean().item())
+    assert share == pytest.approx(1 / num_tokens, rel=0.5)
+
+
 def test_layers_that_are_not_known_are_left_alone() -> None:
     model = AutoModelForCausalLM.from_config(GPT2Config(vocab_size=256, n_embd=32, n_layer=1, n_head=2))
     with pytest.raises(ModelError, match="how the layers of a gpt2 model fit together is not known here"):

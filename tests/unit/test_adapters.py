@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,15 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import Phi3Config
+from typer.testing import CliRunner
 
 from slmops import torch_models
+from slmops.cli import app
 from slmops.errors import ArtifactError, ModelError
+from slmops.inference.batched import BatchedRuntime
+from slmops.inference.runtime import open_runtime
 from slmops.quantize.adapters import accept_adapters, write_adapter
 from slmops.quantize.config import QuantizeConfig
 from slmops.quantize.run import run
@@ -75,7 +81,9 @@ def test_two_adapters_over_one_base(accepting: Path, tiny_model: Path, tmp_path:
     model = og.Model(str(accepting / "cpu-int8"))
     adapters = og.Adapters(model)
     for name in wanted:
-        write_adapter(tmp_path / name, accepting / "cpu-int8", tmp_path / f"{name}.onnx_adapter")
+        file, variant = tmp_path / f"{name}.onnx_adapter", accepting / "cpu-int8"
+        done = CliRunner().invoke(app, ["convert-adapter", str(tmp_path / name), str(file), "--variant", str(variant)])
+        assert done.output == f"{file}\n"
         adapters.load(str(tmp_path / f"{name}.onnx_adapter"), name)
     for name in ("first", "second", "first"):
         found = logits_of(model, adapters, name)
@@ -88,6 +96,9 @@ def test_two_adapters_over_one_base(accepting: Path, tiny_model: Path, tmp_path:
 def test_without_an_adapter_the_variant_answers_as_before(accepting: Path, tiny_variants: Path) -> None:
     found, wanted = (logits_of(og.Model(str(path / "cpu-int4")), None, None) for path in (accepting, tiny_variants))
     assert distance(found, wanted) < 1e-5
+    served = open_runtime(accepting / "cpu-int4", quantized=True, dtype="auto", num_threads=1)
+    assert isinstance(served, BatchedRuntime)
+    assert distance(served.logits(IDS), wanted) < 1e-5
 
 
 def test_fused_projections_and_a_part_of_the_layers(tiny_model: Path, tmp_path: Path) -> None:
@@ -108,6 +119,69 @@ def test_fused_projections_and_a_part_of_the_layers(tiny_model: Path, tmp_path: 
     adapters.load(str(tmp_path / "a.onnx_adapter"), "a")
     assert distance(logits_of(loaded, adapters, "a"), wanted) < 0.1
     assert distance(logits_of(loaded, adapters, None), wanted) > 0.2
+
+
+def test_an_adapter_in_bfloat16_is_switched_as_one_in_float32(
+    accepting: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    """As PEFT saves it where it was trained in bfloat16."""
+    wanted = make_adapter(tiny_model, tmp_path / "adapter", 1)
+    weights = tmp_path / "adapter" / "adapter_model.safetensors"
+    save_file({name: tensor.bfloat16() for name, tensor in load_file(weights).items()}, weights)
+    write_adapter(tmp_path / "adapter", accepting / "cpu-int8", tmp_path / "a.onnx_adapter")
+    model = og.Model(str(accepting / "cpu-int8"))
+    adapters = og.Adapters(model)
+    adapters.load(str(tmp_path / "a.onnx_adapter"), "a")
+    assert distance(logits_of(model, adapters, "a"), wanted) < 0.03
+
+
+def spoil_config(adapter: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    change(config)
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+
+
+def spoil_weights(adapter: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    change(tensors)
+    save_file(tensors, adapter / "adapter_model.safetensors")
+
+
+B = "base_model.model.model.layers.1.mlp.up_proj.lora_B.weight"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "error", "said"),
+    [
+        (lambda path: (path / "adapter_config.json").write_text("{"), ArtifactError, "is damaged"),
+        (lambda path: (path / "adapter_model.safetensors").write_bytes(b"x" * 9), ArtifactError, "is damaged"),
+        (lambda path: spoil_config(path, lambda config: config.update(r=0)), ArtifactError, "is damaged .ZeroDivision"),
+        (lambda path: spoil_config(path, lambda config: config.pop("r")), ArtifactError, r"damaged \(KeyError\('r'"),
+        (
+            lambda path: spoil_weights(path, lambda tensors: tensors.pop(B)),
+            ArtifactError,
+            r"only one of lora_A and lora_B for layers\.1\.mlp\.up_proj",
+        ),
+        (
+            lambda path: spoil_weights(path, lambda tensors: tensors[B].fill_(torch.nan)),
+            ModelError,
+            r"up_proj\.lora_B\.weight that are not finite",
+        ),
+    ],
+)
+def test_a_damaged_adapter_is_one_clear_error_and_leaves_no_file(
+    spoil: Callable[[Path], object],
+    error: type[Exception],
+    said: str,
+    accepting: Path,
+    tiny_model: Path,
+    tmp_path: Path,
+) -> None:
+    make_adapter(tiny_model, tmp_path / "adapter", 1)
+    spoil(tmp_path / "adapter")
+    with pytest.raises(error, match=said):
+        write_adapter(tmp_path / "adapter", accepting / "cpu-int8", tmp_path / "a.onnx_adapter")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["adapter"]
 
 
 def test_what_cannot_be_switched_is_said(

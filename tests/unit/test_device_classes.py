@@ -65,7 +65,9 @@ def test_a_wrong_field_is_named_with_its_file_and_class(change: dict[str, object
         ("A_B: {}\n", "is no name of a class"),
         ("x86: 3\n", "must have fields"),
         ("x86: [\n", "is no YAML"),
-        (f"# {'x' * (1 << 20)}\n", "at most 1,048,576 are read"),
+        ("x86: {}\narm64: {}\nx86: {}\n", "x86 is there twice"),
+        ("x86: {ram_mib: 1024, disk_mib: 2048, ram_mib: 512}\n", "ram_mib is there twice"),
+        (f"# {'x' * (1 << 20)}\n", "is larger than the 1,048,576 bytes that are read"),
     ],
 )
 def test_what_is_no_file_of_classes_is_refused(text: str, said: str, tmp_path: Path) -> None:

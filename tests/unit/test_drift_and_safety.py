@@ -46,6 +46,15 @@ def measured(reference: Any, model: Any, num_rows: int = 2) -> dict[str, Any]:
     return drift.measure(reference, model, [chat_record("turn on the lamp", "on")] * num_rows)
 
 
+@pytest.mark.parametrize("broken", [0, 1], ids=["reference", "model"])
+def test_predictions_that_are_no_numbers_are_no_agreement(broken: int) -> None:
+    models = [Fixed([0.5, 0.25, 0.25]), Fixed([0.5, 0.25, 0.25])]
+    models[broken]._logits[1] = np.nan
+    found = measured(models[0], models[1])
+    assert "no number" in found["not_run"]
+    assert "answer_kl_mean" not in found
+
+
 def test_the_divergence_is_the_textbooks() -> None:
     p, q = [0.5, 0.25, 0.25], [0.2, 0.4, 0.4]
     found = measured(Fixed(p), Fixed(q))

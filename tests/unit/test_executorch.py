@@ -300,6 +300,23 @@ def test_all_that_is_wrong_with_sizes_is_said_at_once(
         assert part in str(refused.value)
 
 
+@pytest.mark.parametrize("end", [None, 1024])
+def test_a_model_whose_answers_never_end_is_refused_before_it_is_exported(
+    end: int | None, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _pretend_installed(monkeypatch)
+    model = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    for name, key, value in (
+        ("config.json", "eos_token_id", end),
+        ("generation_config.json", "eos_token_id", end),
+        ("tokenizer_config.json", "eos_token", None),
+    ):
+        content = json.loads((model / name).read_text())
+        (model / name).write_text(json.dumps(content | {key: value}))
+    with pytest.raises(ModelError, match="what ends an answer must be tokens of the embedding: set eos_token_id"):
+        build(model, tmp_path / "variant", precision="int8", context_length=CONTEXT)
+
+
 def test_a_missing_package_is_named(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModelError, match=r"pip install 'slmops\[executorch\]'"):

@@ -225,3 +225,24 @@ def test_clusters_are_those_of_the_pairs_and_known_by_their_lowest_rank(
         merged = members[a] | members[b]
         members |= dict.fromkeys(merged, merged)
     assert clusters.roots().tolist() == [min(members[row], key=lambda one: rank[one]) for row in range(len(rank))]
+
+
+def test_without_a_split_every_row_is_test_whatever_resembles_it(tmp_path: Path) -> None:
+    """Near duplicates, the same prompt with another answer, classes of one row: all that a split would set aside."""
+    texts = sentences(8)
+    rows = rows_of([*texts, *map(changed, texts)]) + rows_of(texts[:3], "no") + rows_of(["only one"], "never")
+    source = jsonl(tmp_path / "rows.jsonl", [row | {"split": "train"} for row in rows])
+    prepared = prepare(tmp_path, source, split_by="none")
+    assert prepared.test.facts["num_rows"] == len(rows) == 20
+    assert (prepared.train.facts["num_rows"], prepared.validation.facts["num_rows"]) == (0, 0)
+    assert prompts(tmp_path, "test") == {row["prompt"] for row in rows}
+    assert set_aside(tmp_path) == []
+    report = (tmp_path / "out" / "report.html").read_text()
+    assert "only one" in report or texts[0] in report, "it shows some of the rows"
+
+
+def test_rows_are_counted_in_tokens_without_a_split_too(tiny_model: Path, tmp_path: Path) -> None:
+    source = jsonl(tmp_path / "rows.jsonl", rows_of(sentences(12)))
+    prepared = prepare(tmp_path, source, split_by="none", tokenizer_uri=str(tiny_model))
+    assert prepared.test.facts["num_tokens"] > 12 * 30
+    assert "num_tokens" not in prepared.train.facts

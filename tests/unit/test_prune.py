@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, trainers
 from tokenizers import models as tokenizer_models
-from transformers import AutoModelForCausalLM, AutoTokenizer, PhiConfig, PreTrainedModel, Qwen3Config
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, PhiConfig, PreTrainedModel, Qwen3Config
 
 from slmops import artifacts, models, torch_models
 from slmops.demo import building_commands
@@ -288,6 +288,47 @@ def test_weights_that_are_not_finite_are_refused_by_name(tiny_model: Path, train
     ):
         run(PruneConfig(keep_layers=[0, 1]), model=broken, calibration=train_rows, pruned=tmp_path / "pruned")
     assert not (tmp_path / "pruned").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"shape": {"hidden_size": 32}}, r"cannot be cut to another hidden_size: that is known for llama, mistral, "),
+        ({"keep_layers": [0]}, "GPT2LMHeadModel states no num_hidden_layers as a number; use another model"),
+        (
+            {"sparsity": "2:4"},
+            "GPT2LMHeadModel does not keep its layers in a list that is known here.*thinned out; use",
+        ),
+    ],
+)
+def test_an_architecture_that_is_not_known_is_refused_with_what_to_do(
+    settings: dict[str, Any], complaint: str, tiny_model: Path, train_rows: Path, tmp_path: Path
+) -> None:
+    gpt2 = GPT2Config(vocab_size=1024, n_positions=512, n_embd=64, n_layer=2, n_head=2, bos_token_id=1, eos_token_id=2)
+    model = with_tokenizer(AutoModelForCausalLM.from_config(gpt2), tiny_model, tmp_path / "gpt2")
+    with pytest.raises(ModelError, match=complaint):
+        run(PruneConfig.create(settings), model=model, calibration=train_rows, pruned=tmp_path / "pruned")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["gpt2"]
+
+
+def test_an_architecture_that_not_even_transformers_knows_is_named(
+    tiny_model: Path, train_rows: Path, tmp_path: Path
+) -> None:
+    model = with_tokenizer(load(tiny_model), tiny_model, tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"architectures": ["Foo"], "model_type": "foo"}))
+    with pytest.raises(ModelError, match=r"cannot be loaded as a causal language model \(model_type 'foo'\)"):
+        run(PruneConfig(keep_layers=[0]), model=model, calibration=train_rows, pruned=tmp_path / "pruned")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_model_that_was_quantized_is_refused(tiny_model: Path, train_rows: Path, tmp_path: Path) -> None:
+    model = with_tokenizer(load(tiny_model), tiny_model, tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "gptq"}}))
+    for settings in (DOMAIN, PruneConfig(keep_layers=[0])):
+        with pytest.raises(ModelError, match="holds quantized weights"):
+            run(settings, model=model, calibration=train_rows, pruned=tmp_path / "pruned")
 
 
 def test_a_tokenizer_of_another_kind_is_refused(tiny_model: Path, train_rows: Path, tmp_path: Path) -> None:

@@ -8,6 +8,9 @@ import pytest
 
 from slmops import artifacts
 from slmops.errors import ArtifactError, GateError, StoreError
+from slmops.fetch_champion.config import FetchChampionConfig
+from slmops.fetch_champion.run import run as fetch_champion
+from slmops.gate.config import GateConfig
 from slmops.publish.config import PublishConfig
 from slmops.publish.run import run
 from slmops.release.format import Manifest, Release, blob_key, manifest_key, read_verified, release_key
@@ -182,3 +185,30 @@ def test_a_verdict_that_was_edited_with_all_its_digests_is_refused_where_its_che
         artifacts.write_json(draft.path / "verdict.json", forged)
     with pytest.raises(ArtifactError, match="cpu-int4 on this machine is fail by its checks"):
         run(config, **inputs)
+
+
+def test_the_card_tells_what_was_made_and_not_what_it_was_held_against(
+    tmp_path: Path, config: PublishConfig, store: LocalStore
+) -> None:
+    """Else the same release would be another one whenever the champion was looked up again."""
+    inputs = write_inputs(tmp_path)
+    run(config, **inputs)
+    fetched = fetch_champion(
+        FetchChampionConfig(store_uri=config.store_uri, channel="lab"), champion=tmp_path / "champion"
+    )
+    verdict = artifacts.read(inputs["verdict"])
+    with artifacts.writing(tmp_path / "evaluation", kind="evaluation", step="evaluate", parents=[fetched]) as draft:
+        draft.facts |= {"model_digest": verdict.facts["candidate_digest"], "accuracy": 0.123, "status": "measured"}
+        artifacts.write_json(draft.path / "figures.json", draft.facts)
+    benchmarks = [artifacts.read(tmp_path / "benchmark-0")]
+    gate = GateConfig.create(verdict.config)
+    parents = [*benchmarks, draft.sidecar]
+    with artifacts.writing(inputs["verdict"], kind="verdict", step="gate", config=gate, parents=parents) as judged:
+        judged.facts |= verdict.facts
+        artifacts.write_json(judged.path / "verdict.json", judged.facts)
+    digest = run(config, **inputs).facts["release_digest"]
+    release = read_verified(store, Release, release_key(digest), digest)
+    assert {"fetch_champion", "evaluate"} <= {ancestor.step for ancestor in release.lineage}
+    (card,) = (store.read(blob_key(file.sha256), 1 << 20) for file in release.evidence if file.path == "README.md")
+    assert b"fetch_champion" not in card
+    assert b"0.123" not in card

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -20,16 +21,18 @@ from transformers import (
     Phi3Config,
     PreTrainedConfig,
     Qwen3Config,
+    SmolLM3Config,
 )
 
 from slmops import artifacts, torch_models
 from slmops.errors import ConfigError, DataError, ModelError
 from slmops.quantize import run as quantize_step
 from slmops.quantize.config import QuantizeConfig
-from slmops.quantize.genai_backend import bits_of_nodes
 from slmops.quantize.job import Job
 from slmops.quantize.run import check_runs, run
 from slmops.quantize.variants import GENAI, REFUSED, VARIANTS
+from slmops.records import ChatRecord
+from slmops.training.batches import encode
 from tests.datasets import commands, write_dataset
 
 BUDGET = 0.05
@@ -62,6 +65,12 @@ def make_model(path: Path, config: PreTrainedConfig, tokenizer_of: Path) -> Path
                 parameter.normal_(0, 0.15)
     torch_models.save_model(model, AutoTokenizer.from_pretrained(tokenizer_of), path)
     return path
+
+
+def bits_of_nodes(directory: Path) -> dict[str, int]:
+    """Bits of the weights of each matrix product in a variant's graph, by the node's name."""
+    graph = onnx.load(str(directory / "model.onnx"), load_external_data=False).graph
+    return {n.name: onnx.helper.get_node_attr_value(n, "bits") for n in graph.node if n.op_type == "MatMulNBits"}
 
 
 def facts_of(config: QuantizeConfig, model: Path, variants: Path, calibration: Path | None = None) -> dict[str, Any]:
@@ -151,6 +160,15 @@ def test_the_largest_block_within_the_budget_is_taken(wild_model: Path, train_ro
     assert chosen == {1e-7: 16, 10.0: 128}
 
 
+def test_what_cannot_be_measured_here_gets_the_most_exact_blocks(
+    tiny_model: Path, train_rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quantize_step, "cannot_run", lambda provider: "this machine has no GPU")
+    config = QuantizeConfig(variants=["cuda-int4"], block_sizes=[32, 128])
+    facts = facts_of(config, tiny_model, tmp_path / "variants", train_rows)["cuda-int4"]
+    assert (facts["block_size"], facts["ran"]) == (32, False)
+
+
 @pytest.mark.parametrize(
     "config",
     [
@@ -215,6 +233,65 @@ def test_an_architecture_that_the_exporter_does_not_know_is_named(
     assert not (tmp_path / "variants").exists()
 
 
+@pytest.mark.parametrize("variant", ["cpu-int4-kquant", "cpu-int8", "cpu-int4"])
+def test_other_sizes_names_are_no_crash(variant: str, tiny_model: Path, tmp_path: Path) -> None:
+    """GPT-2 has no intermediate_size, so that nothing can be said of blocks; what the exporter says counts."""
+    config = GPT2Config(vocab_size=1024, n_positions=64, n_embd=64, n_layer=1, n_head=2, eos_token_id=2)
+    model = make_model(tmp_path / "gpt2", config, tiny_model)
+    with pytest.raises(ModelError, match="the exporter does not know the architecture GPT2LMHeadModel"):
+        run(QuantizeConfig(variants=[variant]), model=model, variants=tmp_path / "variants")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            {"architectures": ["FooForCausalLM"], "model_type": "foo"},
+            r"does not know the architecture FooForCausalLM \(model_type 'foo'\) of .*; use a model of another family",
+        ),
+        ({"quantization_config": {"quant_method": "fp8"}}, r"holds quantized weights \(fp8\), .* rounded twice; give"),
+    ],
+)
+def test_models_that_nothing_here_can_read_are_refused_before_anything_is_built(
+    change: dict[str, Any], said: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model, model)
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(ModelError, match=said):
+        run(QuantizeConfig(), model=model, variants=tmp_path / "variants")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_tied_embedding_that_config_json_does_not_state_is_stored_once(tiny_model: Path, tmp_path: Path) -> None:
+    """SmolLM3's is tied unless its config says otherwise, so that a config of an older version leaves it out."""
+    sizes = SIZES | {"num_hidden_layers": 1}
+    model = make_model(tmp_path / "model", SmolLM3Config(**sizes, vocab_size=4096), tiny_model)
+    stated = json.loads((model / "config.json").read_text())
+    found = {}
+    for name, config in (("stated", stated), ("left out", {k: v for k, v in stated.items() if "tie" not in k})):
+        (model / "config.json").write_text(json.dumps(config))
+        found[name] = facts_of(QuantizeConfig(variants=["cpu-int8"]), model, tmp_path / name)["cpu-int8"]["size_bytes"]
+    assert stated["tie_word_embeddings"] is True
+    assert found["left out"] == found["stated"]
+
+
+def test_a_variant_whose_answers_are_no_numbers_is_not_taken_for_a_good_one(
+    tiny_model: Path, train_rows: Path, tmp_path: Path
+) -> None:
+    """Every weight is finite, but not what comes of them."""
+    model = tmp_path / "overflowing"
+    shutil.copytree(tiny_model, model)
+    tensors = load_file(model / "model.safetensors")
+    tensors["model.norm.weight"] *= 1e38
+    tensors["model.embed_tokens.weight"] *= 1e10
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="its divergence from the model in full precision is nan"):
+        run(QuantizeConfig(), model=model, variants=tmp_path / "variants", calibration=train_rows)
+    assert not (tmp_path / "variants").exists()
+
+
 def test_all_failures_come_together_and_what_was_built_is_not_built_again(
     wild_model: Path, train_rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -223,10 +300,18 @@ def test_all_failures_come_together_and_what_was_built_is_not_built_again(
     with pytest.raises(ModelError, match=r"(?s)2 of 3 variants.*cpu-int4-gptq: blocks of 256.*cpu-int4-awq: blocks of"):
         run(config, **inputs)
     assert not (tmp_path / "variants").exists()
+    cut_short(next(tmp_path.glob("*.work")) / "cpu-int4.json")
+    with pytest.raises(ModelError, match=r"2 of 3 variants"):
+        run(config, **inputs)
     monkeypatch.setattr(quantize_step, "BACKENDS", {})  # whatever is built now fails
     facts = run(config.model_copy(update={"variants": ["cpu-int4"]}), **inputs).facts
     assert facts["variants"]["cpu-int4"]["ran"]
     assert not list(tmp_path.glob("*.work"))
+
+
+def cut_short(file: Path) -> None:
+    """As a kill leaves a file that was being written."""
+    file.write_bytes(file.read_bytes()[:-40])
 
 
 def test_weights_that_are_no_numbers_are_named_before_anything_is_built(tiny_model: Path, tmp_path: Path) -> None:
@@ -239,11 +324,35 @@ def test_weights_that_are_no_numbers_are_named_before_anything_is_built(tiny_mod
         run(QuantizeConfig(), model=tmp_path / "broken", variants=tmp_path / "variants")
 
 
-def test_too_few_calibration_rows_are_said_to_be(tiny_model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("variant", ["cpu-int4-gptq", "cpu-int4-awq", "cpu-int4-mixed"])
+def test_calibration_rows_of_too_few_tokens_are_said_to_be(variant: str, tiny_model: Path, tmp_path: Path) -> None:
     few = write_dataset(tmp_path / "few", commands(10, seed=1))
-    config = QuantizeConfig(variants=["cpu-int4-gptq"])
     with pytest.raises(DataError, match=r"10 calibration rows .* leave \d+ tokens to measure on, at least 512"):
-        run(config, model=tiny_model, variants=tmp_path / "variants", calibration=few)
+        run(QuantizeConfig(variants=[variant]), model=tiny_model, variants=tmp_path / "variants", calibration=few)
+    with pytest.raises(DataError, match="all 10 rows are longer than max_length=16 tokens"):
+        run(
+            QuantizeConfig(variants=[variant], calibration_max_length=16),
+            model=tiny_model,
+            variants=tmp_path / "variants",
+            calibration=few,
+        )
+
+
+def test_rows_that_are_shorter_than_a_block_calibrate_as_well(wild_model: Path, tmp_path: Path) -> None:
+    """A block is of weights, and needs no row of its length."""
+    tokenizer = AutoTokenizer.from_pretrained(wild_model)
+    all_rows = commands(400, seed=1)
+    short = sorted(all_rows, key=lambda row: len(encode(tokenizer, turns(row), to_answer=False)))[:100]
+    rows = write_dataset(tmp_path / "short", short)
+    assert len(encode(tokenizer, turns(short[-1]), to_answer=False)) < 64
+    config = QuantizeConfig(variants=["cpu-int4", "cpu-int4-gptq", "cpu-int4-awq"], block_size=128)
+    facts = facts_of(config, wild_model, tmp_path / "variants", rows)
+    for name in ("cpu-int4-gptq", "cpu-int4-awq"):
+        assert facts[name]["drift_kl"] < 1.2 * facts["cpu-int4"]["drift_kl"], "few rows, but no nonsense"
+
+
+def turns(record: ChatRecord) -> list[dict[str, str]]:
+    return [message.model_dump() for message in record.messages]
 
 
 def test_calibrated_variants_need_rows(tiny_model: Path, tmp_path: Path) -> None:
@@ -289,7 +398,7 @@ def test_a_variant_that_does_not_load_does_not_count(tiny_variants: Path, tmp_pa
     settings = json.loads((broken / "genai_config.json").read_text())
     settings["model"]["decoder"]["filename"] = "absent.onnx"
     (broken / "genai_config.json").write_text(json.dumps(settings))
-    with pytest.raises(ModelError, match=r"cannot be loaded by onnxruntime-genai .*absent\.onnx"):
+    with pytest.raises(ModelError, match=r"cannot be loaded by onnxruntime.*absent\.onnx"):
         check_runs(broken)
 
 

@@ -137,7 +137,7 @@ def test_layers_that_do_not_exist_or_are_out_of_order_are_refused(layers: list[i
 
 def test_an_architecture_without_a_list_of_layers_is_named() -> None:
     model = AutoModelForCausalLM.from_config(GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=2))
-    with pytest.raises(ModelError, match="GPT2LMHeadModel has no list of layers"):
+    with pytest.raises(ModelError, match="GPT2LMHeadModel does not keep its layers in a list"):
         keep_layers(model, [0])
 
 

@@ -6,6 +6,7 @@ arXiv:2407.09141, measure answers that flip and KL for the same reason).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -49,7 +50,7 @@ def measure(reference: TokenRuntime, model: TokenRuntime, records: Sequence[Chat
 
     KL(reference ‖ model) in nats per token, share of positions with the same likeliest token, and both perplexities.
     Rows that the two turn into other tokens, or that are too long for either, are left out and counted; where none is
-    left, `not_run` says why.
+    left, or a prediction is no number, `not_run` says why.
     """
     answers, text = _Positions(), _Positions()
     num_unlike = num_too_long = 0
@@ -69,6 +70,8 @@ def measure(reference: TokenRuntime, model: TokenRuntime, records: Sequence[Chat
     if not num_rows:
         why = "their tokenizers differ" if num_unlike else f"all rows are longer than {longest} tokens"
         return found | {"not_run": f"no row could be compared: {why}"}
+    if not all(map(math.isfinite, answers.kl + text.kl)):
+        return found | {"not_run": "what the model or its reference predicts is no number; quantize it otherwise"}
     found |= answers.summary("answer") | (text.summary("text") if text.kl else {})
     log.info(
         "drift on %d rows: KL %.4f nats a token, the same token first at %.1f %%",
@@ -93,13 +96,13 @@ def _compare(
     for start in range(0, len(targets), ROWS):
         at = slice(start, min(start + ROWS, len(targets)))
         wanted, found = _log_softmax(reference[at, :size]), _log_softmax(logits[at, :size])
-        kl = (np.exp(wanted) * (wanted - found)).sum(-1)
+        kl = np.maximum((np.exp(wanted) * (wanted - found)).sum(-1), 0)  # below 0 by rounding only; NaN stays
         agree = wanted.argmax(-1) == found.argmax(-1)
         rows = np.arange(len(kl))
         losses = (-wanted[rows, targets[at]], -found[rows, targets[at]])
         for number in range(len(kl)):
             kind = text if start + number + 1 < num_prompt else answers
-            kind.kl.append(max(0.0, float(kl[number])))  # not below 0 but for rounding
+            kind.kl.append(float(kl[number]))
             kind.agree.append(bool(agree[number]))
             kind.reference_loss.append(float(losses[0][number]))
             kind.loss.append(float(losses[1][number]))

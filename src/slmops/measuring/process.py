@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from pydantic import Field
 
@@ -25,6 +25,8 @@ from slmops.measuring.summary import summarize_repeats
 from slmops.progress import Progress
 
 WORKER = "slmops.measuring.worker"
+MAX_WORDS_BYTES = 4096
+"""Of the last line that a process has written before it died."""
 
 
 class Task(Config):
@@ -126,7 +128,7 @@ def run_worker(
     environment = os.environ | {"OMP_NUM_THREADS": str(num_threads)}
     killed_before = limits.num_killed(group)
     # The task in a file: a pipe would break under a worker that dies before it has read it.
-    with tempfile.TemporaryFile("w+") as task_file, tempfile.TemporaryFile("w+") as errors:
+    with tempfile.TemporaryFile("w+") as task_file, tempfile.TemporaryFile() as errors:
         json.dump(work, task_file)
         task_file.seek(0)
         started_at = time.monotonic()
@@ -136,6 +138,7 @@ def run_worker(
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
+            errors="replace",  # what native libraries write is any bytes
             env=environment,
         ) as worker:
             try:
@@ -144,11 +147,16 @@ def run_worker(
                 worker.kill()
         if result is not None and worker.returncode == 0:
             return result | {"cold_start_s": first_token_at - started_at}
-        errors.seek(0)
-        words = (errors.read().strip().splitlines() or ["no message"])[-1]
+        words = _last_line(errors)
     if group and worker.returncode == limits.CANNOT_JOIN:
         raise SlmopsError(f"the measured process cannot enter {group.path}: {words}")
     raise Died(worker.returncode, words, out_of_memory=limits.num_killed(group) > killed_before)
+
+
+def _last_line(file: IO[bytes]) -> str:
+    file.seek(max(0, file.seek(0, os.SEEK_END) - MAX_WORDS_BYTES))
+    lines = file.read().decode(errors="replace").strip().splitlines()
+    return lines[-1] if lines else "no message"
 
 
 def _follow(worker: subprocess.Popen[str], progress: Progress | None) -> tuple[dict[str, Any] | None, float]:
@@ -156,9 +164,12 @@ def _follow(worker: subprocess.Popen[str], progress: Progress | None) -> tuple[d
     result, first_token_at = None, 0.0
     assert worker.stdout is not None  # noqa: S101
     for line in worker.stdout:
-        if not line.startswith("{"):  # a native library that writes where it should not
+        try:
+            said = json.loads(line)
+        except ValueError:
             continue
-        said: dict[str, Any] = json.loads(line)
+        if not isinstance(said, dict):  # a native library that writes where it should not
+            continue
         if "first_token_at" in said:
             first_token_at = said["first_token_at"]
         elif "done" in said:

@@ -1,4 +1,4 @@
-"""`slmops model-card`, `slmops export` and `slmops import`. Imports what a command needs when it runs."""
+"""`slmops model-card`, `export`, `import` and `convert-adapter`. Imports what a command needs when it runs."""
 
 from __future__ import annotations
 
@@ -82,6 +82,23 @@ def import_(
     from slmops.packaging.modelpack import pull
 
     typer.echo(pull(source, directory, insecure=insecure))
+
+
+def convert_adapter(
+    adapter: Annotated[Path, typer.Argument(metavar="DIR", help="A LoRA adapter, as PEFT saves it.")],
+    output: Annotated[Path, typer.Argument(metavar="FILE", help="The .onnx_adapter file to write.")],
+    variant: Annotated[
+        Path, typer.Option(metavar="DIR", help="The variant that it is for, built with accept_adapters=true.")
+    ],
+) -> None:
+    """Make a LoRA adapter one that ONNX Runtime switches at request time, over a variant of its base model.
+
+    Example: slmops convert-adapter adapters/kitchen kitchen.onnx_adapter --variant variants/cpu-int4
+    """
+    from slmops.quantize.adapters import write_adapter
+
+    write_adapter(adapter, variant, output)
+    typer.echo(output)
 
 
 def _card(

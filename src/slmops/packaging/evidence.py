@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from slmops import champion
 from slmops.artifacts import Kind, Sidecar, Summary
 from slmops.config import explain
 from slmops.errors import ArtifactError
@@ -19,7 +20,7 @@ Facts = dict[str, Any]
 
 @dataclass(frozen=True)
 class Evidence:
-    """A verdict, and all that it descends from."""
+    """A verdict, and all that it descends from, but for the champion that it was held against."""
 
     verdict: Verdict
     summaries: tuple[Summary, ...]
@@ -37,7 +38,9 @@ class Evidence:
             verdict = Verdict.model_validate_json(json.dumps(found[-1].facts))
         except ValidationError as error:
             raise ArtifactError(f"{explain(error, 'this verdict')}; run gate again") from None
-        return cls(verdict, (*sidecar.ancestors, sidecar.summary()))
+        fetched = {summary.digest for summary in sidecar.ancestors if summary.step == champion.STEP}
+        made = [s for s in sidecar.ancestors if s.step != champion.STEP and fetched.isdisjoint(s.parents)]
+        return cls(verdict, (*made, sidecar.summary()))
 
     def all_of(self, *kinds: Kind) -> list[Summary]:
         return [summary for summary in self.summaries if summary.kind in kinds]
@@ -59,8 +62,9 @@ class Evidence:
         for summary in self.all_of(kind):
             facts = summary.facts
             of_class = device_class is None or (facts.get("device_class") or "") == device_class
-            if digest and facts.get("model_digest") == digest and of_class:
-                return facts if facts.get("status", "measured") == "measured" else {}
+            was_measured = facts.get("status", "measured") == "measured"
+            if digest and facts.get("model_digest") == digest and of_class and was_measured:
+                return facts
         return {}
 
     def built(self, pair: Pair) -> Facts:

@@ -12,7 +12,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
@@ -24,7 +24,14 @@ from slmops.config import explain
 from slmops.errors import ArtifactError, CorruptDownload, DataError, DiskFullError, StoreError, explain_os_errors
 from slmops.packaging.registry import MANIFEST_TYPE, Registry, Target
 from slmops.progress import Progress, log
-from slmops.release.format import FILE_NAME, GENAI_CONFIG, MAX_FILE_BYTES, MAX_FILES, refuse_native_code
+from slmops.release.format import (
+    FILE_NAME,
+    GENAI_CONFIG,
+    MAX_FILE_BYTES,
+    MAX_FILES,
+    MAX_GENAI_CONFIG_BYTES,
+    refuse_native_code,
+)
 
 ARTIFACT_TYPE = "application/vnd.cncf.model.manifest.v1+json"
 CONFIG_TYPE = "application/vnd.cncf.model.config.v1+json"
@@ -111,6 +118,8 @@ class _Layer(_Object):
                 f"{name!r:.120} may not be a file of a model: it takes flat .onnx, .onnx.data, .json, .jinja, .txt and "
                 f".model files and {CARD} only"
             )
+        if self.size > (most := _max_bytes(name)):
+            raise ValueError(f"{name} has {self.size:,} bytes; it may have {most:,}")
         return self
 
 
@@ -180,14 +189,7 @@ def push(
             registry.upload_blob(contents[layer["annotations"][FILE_PATH]], layer["digest"], layer["size"])
             progress.advance()
     registry.upload_blob(config, config_digest, len(config))
-    manifest = {
-        "schemaVersion": 2,
-        "mediaType": MANIFEST_TYPE,
-        "artifactType": ARTIFACT_TYPE,
-        "config": {"mediaType": CONFIG_TYPE, "digest": config_digest, "size": len(config)},
-        "layers": layers,
-    }
-    data = json.dumps(manifest, sort_keys=True).encode()
+    data = _manifest({"mediaType": CONFIG_TYPE, "digest": config_digest, "size": len(config)}, layers)
     registry.put_manifest(data, MANIFEST_TYPE)
     digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
     log.info("%s: %d files, %s", target, len(layers), digest)
@@ -249,13 +251,19 @@ def _files(directory: Path) -> list[Path]:
                 f"{path} may not be exported: a model takes flat, regular .onnx, .onnx.data, .json, .jinja, .txt and "
                 f".model files and {CARD} only; remove it"
             )
-        if not 1 <= path.stat().st_size <= MAX_FILE_BYTES:
-            raise DataError(f"{path} has {path.stat().st_size:,} bytes; a file has 1 to {MAX_FILE_BYTES:,}")
+        if not 1 <= path.stat().st_size <= (most := _max_bytes(path.name)):
+            raise DataError(f"{path} has {path.stat().st_size:,} bytes; it may have 1 to {most:,}")
     if len(paths) > MAX_FILES + 1:
         raise DataError(f"{directory} has {len(paths)} files, a model has at most {MAX_FILES} and {CARD}")
     with explain_os_errors(directory):
         refuse_native_code((directory / GENAI_CONFIG).read_bytes(), str(directory / GENAI_CONFIG))
     return paths
+
+
+def _manifest(config: Mapping[str, Any], layers: Sequence[Mapping[str, Any]]) -> bytes:
+    """The image manifest over the descriptors of a config and of files."""
+    fields = {"schemaVersion": 2, "mediaType": MANIFEST_TYPE, "artifactType": ARTIFACT_TYPE}
+    return json.dumps(fields | {"config": config, "layers": layers}, sort_keys=True).encode()
 
 
 def _card_bytes(card: str) -> bytes:
@@ -278,6 +286,11 @@ def _layer(name: str, content: bytes | Path) -> dict[str, Any]:
 
 def _may_be_named(name: str) -> bool:
     return name == CARD or re.fullmatch(FILE_NAME, name) is not None
+
+
+def _max_bytes(name: str) -> int:
+    """What is read as a whole is small."""
+    return {GENAI_CONFIG: MAX_GENAI_CONFIG_BYTES, CARD: MAX_CARD_BYTES}.get(name, MAX_FILE_BYTES)
 
 
 def _check_config(registry: Registry, manifest: _Manifest, target: str) -> None:

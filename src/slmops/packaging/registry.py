@@ -91,6 +91,7 @@ class Registry:
         self.base = f"{self.root}/v2/{target.repository}"
         self.session = requests.Session()
         self.session.auth = lambda request: request  # else requests puts what .netrc has in place of our own
+        self.session.hooks["response"].append(self._check_redirect)
         self.authorization: str | None = None
 
     def has_blob(self, digest: str) -> bool:
@@ -214,6 +215,10 @@ class Registry:
         plain = parts.scheme == "http" and (self.insecure or _is_loopback(parts.netloc))
         if parts.scheme != "https" and not plain:
             raise StoreError(f"{self.target.text}: the registry names {url!r:.200}, which is not https; it is refused")
+
+    def _check_redirect(self, response: requests.Response, **_: Any) -> None:
+        if response.is_redirect:
+            self._check_address(urljoin(response.url, response.headers["Location"]))
 
     def _is_own(self, url: str) -> bool:
         """Whether a URL is of the registry itself: what logs in there is sent nowhere else."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,11 +18,13 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime  # type: ignore[import-untyped]
+import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
-from safetensors.numpy import load_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
-from slmops.errors import ArtifactError, ModelError
+from slmops.errors import ArtifactError, ModelError, explain_os_errors
 
 GRAPH = "model.onnx"
 PRODUCT = re.compile(r"^/model/(layers\.\d+)/(attn|mlp)/(\w+)/MatMul")
@@ -35,7 +38,7 @@ UNKNOWN_KINDS = ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save",
 """Settings of PEFT's that make an adapter more than A and B of one scale."""
 
 Pair = dict[str, NDArray[np.float32]]
-"""`A` [r, in] and `B` [out, r], as PEFT keeps them."""
+"""`A` [r, in] and `B` [out, r], as PEFT keeps them but for their type."""
 
 
 def accept_adapters(directory: Path) -> int:
@@ -85,18 +88,13 @@ def accept_adapters(directory: Path) -> int:
 def write_adapter(adapter: Path, directory: Path, file: Path) -> None:
     """Write PEFT's LoRA `adapter` directory as an `.onnx_adapter` file for a variant that accepts adapters.
 
+    The file is there whole or not at all.
+
     Raises:
-        ArtifactError: `adapter` is no directory of PEFT's.
+        ArtifactError: `adapter` is no directory of PEFT's, or damaged.
         ModelError: the adapter is of a kind that cannot be switched, or not of this model.
     """
-    config_file, weights = adapter / "adapter_config.json", adapter / "adapter_model.safetensors"
-    if not config_file.is_file() or not weights.is_file():
-        raise ArtifactError(f"{adapter} has no {config_file.name} and {weights.name}; give what PEFT saved")
-    config = json.loads(config_file.read_text())
-    _check_kind(config, adapter)
-    rank = int(config["r"])
-    scale = config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank)
-    pairs = _pairs(load_file(weights), adapter)
+    scale, pairs = _read(adapter)
     parameters: dict[str, Any] = {}
     graph = onnx.load(str(directory / GRAPH), load_external_data=False).graph
     for node in graph.node:
@@ -110,7 +108,26 @@ def write_adapter(adapter: Path, directory: Path, file: Path) -> None:
     form.set_adapter_version(1)
     form.set_model_version(1)
     form.set_parameters({name: onnxruntime.OrtValue.ortvalue_from_numpy(value) for name, value in parameters.items()})
-    form.export_adapter(str(file))
+    partial = file.with_name(f"{file.name}.partial")
+    with explain_os_errors(file):
+        form.export_adapter(str(partial))
+        os.replace(partial, file)
+
+
+def _read(adapter: Path) -> tuple[float, dict[str, Pair]]:
+    """The scale of all products, and A and B by the name of the projection."""
+    config_file, weights = adapter / "adapter_config.json", adapter / "adapter_model.safetensors"
+    if not config_file.is_file() or not weights.is_file():
+        raise ArtifactError(f"{adapter} has no {config_file.name} and {weights.name}; give what PEFT saved")
+    try:
+        config = json.loads(config_file.read_text(encoding="utf-8"))
+        rank = int(config["r"])
+        scale = float(config["lora_alpha"]) / (math.sqrt(rank) if config.get("use_rslora") else rank)
+        tensors = load_file(weights)
+    except (ValueError, LookupError, TypeError, ArithmeticError, SafetensorError) as error:
+        raise ArtifactError(f"{adapter} is damaged ({error!r:.200}); save the adapter again") from None
+    _check_kind(config, adapter)
+    return scale, _pairs(tensors, adapter)
 
 
 def _check_kind(config: Mapping[str, Any], adapter: Path) -> None:
@@ -120,15 +137,19 @@ def _check_kind(config: Mapping[str, Any], adapter: Path) -> None:
         raise ModelError(f"{adapter} is no plain LoRA adapter ({what}), so it cannot be switched; merge it instead")
 
 
-def _pairs(tensors: Mapping[str, NDArray[Any]], adapter: Path) -> dict[str, Pair]:
+def _pairs(tensors: Mapping[str, torch.Tensor], adapter: Path) -> dict[str, Pair]:
     """A and B by the name of the projection, such as `layers.0.mlp.up_proj`."""
     pairs: dict[str, Pair] = {}
     for key, tensor in tensors.items():
         found = TENSOR.match(key)
         if not found:
             raise ModelError(f"{adapter} changes {key}, which cannot be switched: only linear layers in layers can")
+        if not tensor.isfinite().all():
+            raise ModelError(f"{adapter} has weights in {key} that are not finite; train it with a lower learning rate")
         layer, block, projection, part = found.groups()
-        pairs.setdefault(f"{layer}.{block.removeprefix('self_')}.{projection}", {})[part] = tensor.astype(np.float32)
+        pairs.setdefault(f"{layer}.{block.removeprefix('self_')}.{projection}", {})[part] = tensor.float().numpy()
+    if half := [name for name, pair in pairs.items() if len(pair) < 2]:
+        raise ArtifactError(f"{adapter} has only one of lora_A and lora_B for {min(half)}; save the adapter again")
     return pairs
 
 

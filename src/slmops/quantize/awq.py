@@ -26,7 +26,7 @@ KNOWN = NARROWABLE
 ALPHAS = [step / 10 for step in range(11)]
 """0 changes nothing."""
 MAX_TOKENS = 512
-"""Activations of so many tokens are kept of each place."""
+"""Activations of at most so many tokens are kept of each place."""
 
 
 @dataclass(frozen=True)
@@ -111,17 +111,23 @@ def _rows(writer: Any, last: int | None = None) -> Callable[[torch.Tensor], None
 def _observe(
     model: PreTrainedModel, batches: Sequence[torch.Tensor], readers: Sequence[torch.nn.Linear]
 ) -> dict[torch.nn.Module, torch.Tensor]:
-    """[T, C] what each of `readers` reads, at the same tokens, spread evenly over all."""
-    num_tokens = sum(batch.numel() for batch in batches)
-    stride = max(1, -(-num_tokens // MAX_TOKENS))
+    """[T, C] what each of `readers` reads, at the same tokens.
+
+    They are drawn, each as likely as any other: every n-th would be the first of a row far too often, on which
+    activations are unlike those on all others (Sun et al. 2024, arXiv:2402.17762).
+    """
+    num_tokens = [batch.numel() for batch in batches]
+    drawn = torch.randperm(sum(num_tokens), generator=torch.Generator().manual_seed(0)) < MAX_TOKENS
     seen: dict[torch.nn.Module, list[torch.Tensor]] = {reader: [] for reader in readers}
+    mask = torch.empty(0)
 
     def keep(module: torch.nn.Module, args: tuple[Any, ...]) -> None:
-        seen[module].append(args[0].flatten(0, -2)[::stride].clone())
+        seen[module].append(args[0].flatten(0, -2)[mask])
 
     hooks = [reader.register_forward_pre_hook(keep) for reader in readers]
     try:
-        for batch in batches:
+        for batch, mask in zip(batches, torch.split(drawn, num_tokens), strict=True):
+            mask = mask.to(batch.device)
             model.base_model(input_ids=batch, use_cache=False)
     finally:
         for hook in hooks:

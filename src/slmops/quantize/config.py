@@ -21,13 +21,13 @@ class QuantizeConfig(Config):
     device_classes: DeviceClasses = Field(default={})
     """Device classes by name, as manifests/edge/device-classes.yaml has them; each variant has to fit at least one."""
     block_size: BlockSize = 32
-    """Weights that share one scale: fewer are more exact, and larger on disk."""
+    """Weights that share one scale: fewer are more exact, and larger on disk. ExecuTorch takes multiples of 32."""
     block_sizes: list[BlockSize] = Field(default=[])
     """Block sizes to choose from instead: the largest within `drift_budget`, by calibration; empty: `block_size`."""
     head_bits: Literal[4, 8] = 4
-    """Bits of the head and the embedding that is tied to it, in variants of 4 bits."""
+    """Bits of the head and the embedding that is tied to it, in ONNX variants of 4 bits."""
     accept_adapters: bool = False
-    """Whether variants for `cpu` take LoRA adapters that the runtime switches at request time."""
+    """Whether ONNX variants for `cpu` take LoRA adapters that the runtime switches at request time."""
     context_length: int = Field(default=1024, ge=16, le=1 << 20)
     """Tokens of a prompt and its answer in variants for ExecuTorch, whose cache takes that much from the start."""
     model_name: str = Field(default="slmops", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,39}$")

@@ -12,7 +12,7 @@ import importlib.metadata
 import importlib.util
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -80,7 +80,8 @@ def build(model: Path, directory: Path, *, precision: Precision, context_length:
     with _quiet():  # transformers imports torchao where it finds it
         loaded = torch_models.load_model(model, dtype=torch.float32, device=cpu, attn_implementation=ATTENTION)
         tokenizer = torch_models.load_tokenizer(model)
-    _check_sizes(model, loaded, tokenizer, context_length, block_size if precision == "int4" else 1)
+    end_tokens = _end_tokens(loaded, tokenizer)
+    _check_sizes(model, loaded, tokenizer, end_tokens, context_length, block_size if precision == "int4" else 1)
     directory.mkdir(parents=True, exist_ok=True)
     _write_tokenizer(tokenizer, directory)
     with _quiet(), heartbeat(f"exporting {model.name} to ExecuTorch", lambda: precision):
@@ -101,7 +102,7 @@ def build(model: Path, directory: Path, *, precision: Precision, context_length:
             max_tokens_per_call=min(MAX_TOKENS_PER_CALL, context_length),
             max_scored_per_call=min(MAX_SCORED_PER_CALL, context_length),
             vocabulary_size=loaded.config.vocab_size,
-            end_token_ids=_end_tokens(loaded, tokenizer),
+            end_token_ids=end_tokens,
         )
         artifacts.write_json(directory / SETTINGS, settings.model_dump(mode="json"))
 
@@ -202,7 +203,12 @@ def _check_architecture(model: Path) -> str:
 
 
 def _check_sizes(
-    path: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, context_length: int, block_size: int
+    path: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    end_tokens: Sequence[int],
+    context_length: int,
+    block_size: int,
 ) -> None:
     """
     Raises:
@@ -228,6 +234,10 @@ def _check_sizes(
         problems.append(f"blocks of {block_size} weights do not divide its widths {', '.join(map(str, unfit))}")
     if len(tokenizer) > config.vocab_size:
         problems.append(f"its tokenizer has {len(tokenizer):,} tokens, and its embedding {config.vocab_size:,}")
+    if not end_tokens or end_tokens[-1] >= config.vocab_size:
+        problems.append(
+            f"what ends an answer must be tokens of the embedding: set eos_token_id, which is {list(end_tokens)}"
+        )
     if problems:
         raise ModelError(f"{path} cannot be exported to ExecuTorch: " + "; ".join(problems))
 
@@ -319,7 +329,7 @@ def _lower(traced: torch.export.ExportedProgram) -> Any:
 
 
 def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """What ends an answer, by the model's generation settings, its config and its tokenizer."""
+    """What ends an answer, in rising order, by the model's generation settings, its config and its tokenizer."""
     generation: Any = model.generation_config
     found: set[int] = set()
     for value in (generation and generation.eos_token_id, model.config.eos_token_id, tokenizer.eos_token_id):

@@ -61,20 +61,11 @@ def _compact(file: Path) -> None:
 def weights_by_bits(directory: Path) -> dict[str, int]:
     """How many weights of a variant's matrix products are stored in so many bits, as its graph says."""
     found: dict[str, int] = {}
-    for node in _matmuls(directory):
-        bits, rows, columns = (onnx.helper.get_node_attr_value(node, name) for name in ("bits", "N", "K"))
-        found[str(bits)] = found.get(str(bits), 0) + rows * columns
+    for node in onnx.load(str(directory / "model.onnx"), load_external_data=False).graph.node:
+        if node.op_type == "MatMulNBits":
+            bits, rows, columns = (onnx.helper.get_node_attr_value(node, name) for name in ("bits", "N", "K"))
+            found[str(bits)] = found.get(str(bits), 0) + rows * columns
     return found
-
-
-def bits_of_nodes(directory: Path) -> dict[str, int]:
-    """Bits of the weights of each matrix product in a variant's graph, by the node's name."""
-    return {node.name: onnx.helper.get_node_attr_value(node, "bits") for node in _matmuls(directory)}
-
-
-def _matmuls(directory: Path) -> list[onnx.NodeProto]:
-    graph = onnx.load(str(directory / "model.onnx"), load_external_data=False).graph
-    return [node for node in graph.node if node.op_type == "MatMulNBits"]
 
 
 def _plain(variant: Variant, job: Job, block_size: int, directory: Path) -> Facts:

@@ -8,17 +8,37 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
+from transformers import AutoConfig, PreTrainedConfig
 
 from slmops import hardware, models, torch_models
-from slmops.errors import ConfigError
+from slmops.errors import ConfigError, ModelError
 from slmops.quantize.calibration import Calibration, read_calibration
 from slmops.quantize.config import QuantizeConfig
 from slmops.quantize.drift import Drift, Reference, drift_of_variant, rows_to_compare
-from slmops.shaping.plan import head_dim_of
 from slmops.training.batches import Row, collate
 from slmops.training.head import SparseHead
+
+
+def read_model_config(model: Path) -> PreTrainedConfig:
+    """What transformers makes of config.json, which need not state what is usual for an architecture.
+
+    Raises:
+        ModelError: transformers does not know the architecture.
+    """
+    try:
+        with torch_models.quiet_libraries():
+            config: PreTrainedConfig = AutoConfig.from_pretrained(model, local_files_only=True)
+    except (ValueError, KeyError) as error:
+        stated = models.read_config(model)
+        raise ModelError(
+            f"the installed transformers does not know the architecture {stated['architectures'][0]} (model_type "
+            f"{stated.get('model_type')!r}) of {model}; use a model of another family, such as Llama, Qwen, Phi, Gemma "
+            "or SmolLM"
+        ) from error
+    return config.get_text_config()
 
 
 class Job:
@@ -29,23 +49,26 @@ class Job:
         self.num_threads = len(os.sched_getaffinity(0))
 
     @cached_property
+    def model_config(self) -> PreTrainedConfig:
+        return read_model_config(self.model)
+
+    @cached_property
     def model_type(self) -> str:
-        return str(models.read_config(self.model).get("model_type"))
+        return str(self.model_config.model_type)
 
     @cached_property
     def tied(self) -> bool:
         """Whether embedding and head are one matrix."""
-        return bool(models.read_config(self.model).get("tie_word_embeddings", False))
+        return bool(self.model_config.tie_word_embeddings)
 
     @cached_property
     def widths(self) -> set[int]:
-        """Lengths of the rows that are cut into blocks."""
-        config = models.read_config(self.model)
-        return {
-            config["hidden_size"],
-            config["intermediate_size"],
-            config["num_attention_heads"] * head_dim_of(config),
-        }
+        """Lengths of the rows that are cut into blocks, as far as the architecture has names for them."""
+        config: Any = self.model_config
+        names = ("hidden_size", "intermediate_size", "num_attention_heads", "head_dim")
+        hidden, intermediate, num_heads, head_dim = (getattr(config, name, None) for name in names)
+        attention = num_heads * head_dim if num_heads and head_dim else hidden
+        return {width for width in (hidden, intermediate, attention) if isinstance(width, int)}
 
     def divides(self, block_size: int) -> bool:
         """Whether every width is a number of whole blocks."""

@@ -96,8 +96,8 @@ def _run(workflow: dict[str, Any], scratch: str, model: Path, what: str) -> Path
 
 def explain(failure: Exception | str, model: Path, what: str) -> ModelError | DiskFullError:
     """What a failed pass means for the user."""
-    text = str(failure) or type(failure).__name__
-    if "No space left" in text:
+    text = (str(failure).strip().splitlines() or [type(failure).__name__])[0]
+    if "No space left" in str(failure):
         return DiskFullError(f"no space left while building {what}; free some space and run it again")
     if isinstance(failure, NotImplementedError):
         architecture = models.read_config(model)["architectures"][0]

@@ -13,13 +13,14 @@ from slmops import artifacts, models
 from slmops.artifacts import Sidecar
 from slmops.device_classes import parse_device_classes
 from slmops.errors import ConfigError, ModelError
-from slmops.inference.runtime import cannot_run, open_runtime
+from slmops.inference.executorch_files import is_executorch
+from slmops.inference.runtime import Runtime, cannot_run, open_runtime
 from slmops.packaging.foundry import write_inference_model
 from slmops.progress import log
 from slmops.quantize import genai_backend
 from slmops.quantize.checkpoint import check_finite
 from slmops.quantize.config import QuantizeConfig
-from slmops.quantize.job import Job
+from slmops.quantize.job import Job, read_model_config
 from slmops.quantize.variants import EXECUTORCH, GENAI, VARIANTS, Variant, by_class
 from slmops.resume import work_dir
 
@@ -62,14 +63,15 @@ def run(config: QuantizeConfig, *, model: Path, variants: Path, calibration: Pat
     Raises:
         ArtifactError: an input is missing or half-written.
         ConfigError: the settings need calibration rows, and none are given.
-        ModelError: variants cannot be built or do not run; with all of them, after the others were built.
+        ModelError: the model is quantized already or of no known architecture, or has weights that are not finite; or
+            variants cannot be built or do not run; with all of them, after the others were built.
         DataError: the calibration rows are too few.
         DiskFullError: the device is full.
     """
     parents = [models.open_model(model)]
     if calibration:
         parents.append(artifacts.expect(calibration, "chat_dataset", "responses"))
-    _check_inputs(config, calibration)
+    _check_inputs(config, model, calibration)
     check_finite(model)
     unfinished = work_dir(STEP, _without_choice(config), parents, variants)
     job = Job(config, model, calibration, unfinished)
@@ -92,7 +94,13 @@ def _without_choice(config: QuantizeConfig) -> QuantizeConfig:
     return config.model_copy(update={"variants": [], "device_classes": {}})
 
 
-def _check_inputs(config: QuantizeConfig, calibration: Path | None) -> None:
+def _check_inputs(config: QuantizeConfig, model: Path, calibration: Path | None) -> None:
+    if method := models.read_config(model).get("quantization_config"):
+        raise ModelError(
+            f"{model} holds quantized weights ({method.get('quant_method', 'by a method without a name')}), which "
+            "would be rounded twice; give the model as it was before it was quantized"
+        )
+    read_model_config(model)  # an architecture that nothing here knows is said before anything is built
     if calibration:
         return
     if needy := [name for name in config.variants if VARIANTS[name].calibrated]:
@@ -128,10 +136,10 @@ def _build_all(config: QuantizeConfig, job: Job) -> dict[str, Facts]:
 
 def _finished(name: str, job: Job) -> Facts | None:
     """The facts of a variant that an earlier run built, if its files are as they were."""
-    file = job.work / f"{name}.json"
-    if not file.is_file():
+    try:
+        facts: Facts = json.loads((job.work / f"{name}.json").read_text())
+    except (FileNotFoundError, ValueError):  # never written, or cut short by a kill
         return None
-    facts: Facts = json.loads(file.read_text())
     if artifacts.digest_of(list(artifacts.list_files(job.work / name))) != facts["digest"]:
         return None
     log.info("%s was built by an earlier run", name)
@@ -160,10 +168,10 @@ def _choose_block_size(variant: Variant, job: Job, directory: Path) -> Facts:
     """Try block sizes from the largest down: the smallest directory within the drift budget, else the least drift.
 
     Larger blocks are smaller on disk, so the first within the budget is taken; but not for `mixed`, which pays for them
-    with more weights in 8 bits.
+    with more weights in 8 bits. What cannot run here has no drift to choose by, and gets the smallest, the most exact.
     """
-    sizes = sorted(job.config.block_sizes or [job.config.block_size], reverse=True)
-    if not variant.in_blocks:
+    sizes = sorted(set(job.config.block_sizes) or {job.config.block_size}, reverse=True)
+    if not variant.in_blocks or cannot_run(variant.execution_provider):
         sizes = sizes[-1:]
     budget, tried = job.config.drift_budget, list[Facts]()
     best: Facts | None = None
@@ -210,16 +218,23 @@ def _build_once(variant: Variant, job: Job, block_size: int, directory: Path) ->
 
 
 def check_runs(directory: Path) -> None:
-    """Load a variant as an edge node does, and have it answer.
+    """Load a variant as an edge node does, and as others do by the runtime's own package, and have it answer.
 
     Raises:
         ModelError: it cannot be loaded, or does not run.
     """
-    runtime = open_runtime(directory, quantized=True, dtype="auto", num_threads=len(os.sched_getaffinity(0)))
-    prompt = [{"role": "user", "content": "hello"}]
+    num_threads = len(os.sched_getaffinity(0))
+    _see_answer(open_runtime(directory, quantized=True, dtype="auto", num_threads=num_threads), directory)
+    if not is_executorch(directory):
+        from slmops.inference.genai import GenAIRuntime  # its package is not in every image
+
+        _see_answer(GenAIRuntime(directory, num_threads=num_threads), directory)
+
+
+def _see_answer(runtime: Runtime, directory: Path) -> None:
     try:
-        runtime.answer([prompt], max_new_tokens=4)
+        runtime.answer([[{"role": "user", "content": "hello"}]], max_new_tokens=4)
     except Exception as error:  # what the runtime raises is not documented
         raise ModelError(
-            f"{directory} loads but does not run: {error}; choose another variant or block_size"
+            f"{directory} loads but does not run in {runtime.name}: {error}; choose another variant or block_size"
         ) from error

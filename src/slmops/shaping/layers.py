@@ -67,7 +67,10 @@ def layers_of(model: PreTrainedModel) -> torch.nn.ModuleList:
     """
     layers = getattr(model.base_model, "layers", None)
     if not isinstance(layers, torch.nn.ModuleList):
-        raise ModelError(f"{type(model).__name__} has no list of layers to choose from; leave keep_layers empty")
+        raise ModelError(
+            f"{type(model).__name__} does not keep its layers in a list that is known here, so they cannot be chosen, "
+            "measured or thinned out; use a model of another family, such as Llama or Qwen"
+        )
     return layers
 
 

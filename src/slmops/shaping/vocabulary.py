@@ -170,7 +170,7 @@ def _fill(ids: set[int], pairs: _BytePairs, size: int, num_rows: int) -> None:
         missing = {pairs.vocab[part] for part in pairs.derivation(token)} - ids
         if len(ids) + len(missing) <= size and pairs.leads_to(token):
             ids |= missing
-    ids.update(list(set(range(num_rows)) - ids)[: size - len(ids)])
+    ids.update(sorted(set(range(num_rows)) - ids)[: size - len(ids)])
 
 
 def _check_sizes(num_tokens: int, num_rows: int, min_size: int) -> None:
