@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 import pytest
+import yaml
 
 from slmops import artifacts
 from slmops.artifacts import Sidecar
@@ -29,7 +30,7 @@ from tests.kubeflow.api_server import api_server
 from tests.kubeflow.pool_api import NODE, PoolApi, run_for_real, wait_for
 from tests.limited import SMALL
 from tests.manifests import policies
-from tests.manifests.rendering import Resource
+from tests.manifests.rendering import CHECKOUT, Resource
 
 DEVICE = SMALL | {"num_cpus": 2, "ram_mib": 600}
 IMAGE = f"registry.example/slmops/edge@sha256:{'0' * 64}"
@@ -76,7 +77,7 @@ def test_a_variant_is_fetched_and_measured_by_the_pods_own_command(
     facts = benchmark().facts
     assert (facts["status"], facts["device_class"]) == ("measured", "small")
     assert (facts["pool"], facts["node"]) == ("berlin", NODE)
-    assert facts["runtime"].startswith("onnxruntime-genai ")
+    assert facts["runtime"].startswith("onnxruntime")
     assert facts["model_digest"] == artifacts.read(tiny_variants).facts["variants"]["cpu-int4"]["digest"]
     assert [entry["streams"] for entry in facts["decode_by_streams"]] == [2]
     assert not cluster.jobs, "the Job is deleted"
@@ -239,6 +240,45 @@ def test_rights_that_are_missing_are_named(cluster: PoolApi, benchmark: Callable
     cluster.forbidden = {"jobs"}
     with pytest.raises(UserError, match="measuring on a pool needs a service account that may create, get and delete"):
         benchmark()
+
+
+def test_the_steps_account_may_do_what_is_asked_and_with_jobs_no_more(
+    cluster: PoolApi, benchmark: Callable[..., Sidecar], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the real client has sent, held against the role in manifests/."""
+    cluster.pods["step"] = {"metadata": {"name": "step", "uid": "p", "labels": {}}}
+    monkeypatch.setenv("KFP_POD_NAME", "step")
+
+    def unschedulable_at_first(job: dict[str, Any]) -> None:
+        succeed = threading.Timer(0.3, lambda: cluster.set_pod_of(job["metadata"]["name"], "Succeeded", log=RESULT))
+        succeed.start()
+
+    cluster.on_create = unschedulable_at_first
+    benchmark()
+    asked = {right_of(method, path) for method, path in cluster.requests}
+    allowed = rights_of_steps()
+    assert asked <= allowed
+    assert {right for right in allowed if right[0] == "jobs"} == {("jobs", v) for v in ("create", "get", "delete")}
+    assert {resource for resource, _ in asked} == {"jobs", "pods", "pods/log", "events"}
+
+
+def right_of(method: str, path: str) -> tuple[str, str]:
+    """(resource, verb) of a request, as the API server asks of a role."""
+    resource, *rest = path.partition("/namespaces/team/")[2].partition("?")[0].split("/")
+    verb = {"POST": "create", "DELETE": "delete"}.get(method, "get" if rest else "list")
+    return "/".join([resource, *rest[1:]]), verb
+
+
+def rights_of_steps() -> set[tuple[str, str]]:
+    documents = yaml.safe_load_all((CHECKOUT / "manifests" / "base" / "steps.yaml").read_text())
+    (role,) = (document for document in documents if document["kind"] == "Role")
+    return {
+        (resource, verb)
+        for rule in role["rules"]
+        if "resourceNames" not in rule
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
 
 
 def test_without_a_cluster_the_other_place_is_named(

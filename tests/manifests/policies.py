@@ -21,6 +21,7 @@ TRAINING = "slmops"
 SUPPLIED = {
     # By hand, or by External Secrets where an overlay includes it.
     ("Secret", "slmops", "slmops-object-store"),
+    ("Secret", "slmops", "slmops-release-reader"),
     ("Secret", "slmops", "slmops-teacher-endpoint"),
     ("Secret", "slmops-publish", "slmops-release-store"),
     ("Secret", "slmops-edge", "slmops-release-reader"),
@@ -351,7 +352,10 @@ def _references(resources: Sequence[Resource]) -> Iterator[tuple[Resource, str, 
 
 
 def _references_of_steps(resource: Resource) -> Iterator[tuple[Resource, str, str, str | None, str]]:
-    """What the pods of a pipeline's steps will refer to, as KFP's platform settings name it."""
+    """What the pods of a pipeline's steps will refer to, as KFP's platform settings and parameters name it."""
+    for field, value in resource.fields:
+        if field.endswith(".store_secret.runtimeValue.constant"):
+            yield resource, field, "Secret", resource.namespace, value
     for field, value in walk(resource.content["spec"].get("platformSpec", {}), "spec.platformSpec"):
         if isinstance(value, dict) and "secretName" in value:
             yield resource, f"{field}.secretName", "Secret", resource.namespace, value["secretName"]

@@ -54,6 +54,11 @@ EXPECTED = {
     "secret-in-the-environment": [
         f"{DAEMON_SET}.initContainers[0].env[3].value: AWS_SECRET_ACCESS_KEY must come from a Secret"
     ],
+    "secret-of-a-pools-job-that-nobody-brings": [
+        "PipelineVersion/slmops/one-step spec.pipelineSpec.root.dag.tasks.benchmark.inputs.parameters.store_secret."
+        "runtimeValue.constant: there is no Secret slmops-edge-api-key in namespace slmops; add it, or name it in "
+        "SUPPLIED"
+    ],
     "secret-that-nobody-brings": [
         f"{DAEMON_SET}.initContainers[0].envFrom[0].secretRef.name: there is no Secret slmops-object-store in "
         "namespace slmops-edge; add it, or name it in SUPPLIED"
