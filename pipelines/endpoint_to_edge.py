@@ -37,7 +37,7 @@ def endpoint_to_edge(recipe: Recipe) -> GraphComponent:
             completion_template: The assistant's turn, with column names in braces; the test rows are judged by it.
             system_prompt: The system turn of every conversation that has none; empty for no such turn.
         """
-        train, validation, test, base = take_in(
+        data = take_in(
             recipe,
             data_uri=data_uri,
             base_model_uri=base_model_uri,
@@ -48,20 +48,21 @@ def endpoint_to_edge(recipe: Recipe) -> GraphComponent:
             system_prompt=system_prompt,
         )
 
-        responses = generate(recipe.generate_responses, recipe.placement, prompts=train, endpoint_url=endpoint_url)
+        responses = generate(recipe.generate_responses, recipe.placement, prompts=data.train, endpoint_url=endpoint_url)
         train_student = finetune_on_nodes if recipe.finetune.num_nodes > 1 else finetune
-        student = train_student(train=responses, validation=validation, base=base, **recipe.finetune.parameters())
+        student = train_student(
+            train=responses, validation=data.validation, base=data.base, **recipe.finetune.parameters()
+        )
         student.set_display_name("finetune-student")
         model = student.outputs["model"]
 
-        measured = measure_full_precision(recipe, "student", model=model, test=test)
+        measured = measure_full_precision(recipe, "student", model=model, data=data)
         deliver(
             recipe,
             teacher=measured,  # an endpoint's memory and files cannot be measured
             student=measured,
             model=model,
-            calibration=train,
-            test=test,
+            data=data,
             store_uri=store_uri,
             channel=channel,
         )

@@ -34,7 +34,7 @@ def finetune_to_edge(recipe: Recipe) -> GraphComponent:
             completion_template: The assistant's turn, with column names in braces.
             system_prompt: The system turn of every conversation that has none; empty for no such turn.
         """
-        train, validation, test, base = take_in(
+        data = take_in(
             recipe,
             data_uri=data_uri,
             base_model_uri=base_model_uri,
@@ -45,17 +45,18 @@ def finetune_to_edge(recipe: Recipe) -> GraphComponent:
         )
 
         train_model = finetune_on_nodes if recipe.finetune.num_nodes > 1 else finetune
-        finetuned = train_model(train=train, validation=validation, base=base, **recipe.finetune.parameters())
+        finetuned = train_model(
+            train=data.train, validation=data.validation, base=data.base, **recipe.finetune.parameters()
+        )
         model = finetuned.outputs["model"]
 
-        measured = measure_full_precision(recipe, "finetuned", model=model, test=test)
+        measured = measure_full_precision(recipe, "finetuned", model=model, data=data)
         deliver(
             recipe,
             teacher=measured,  # there is no larger model: the candidate is judged beside what it was quantized from
             student=measured,
             model=model,
-            calibration=train,
-            test=test,
+            data=data,
             store_uri=store_uri,
             channel=channel,
         )

@@ -21,6 +21,13 @@ class Intake(NamedTuple):
     validation: PipelineArtifactChannel
     test: PipelineArtifactChannel
     base: PipelineArtifactChannel
+    safety: PipelineArtifactChannel | None
+    """Rows whose answers count apart, if the recipe names some."""
+
+    @property
+    def judging(self) -> dict[str, PipelineArtifactChannel]:
+        """The rows by which every model is judged."""
+        return {"test": self.test} | ({} if self.safety is None else {"safety": self.safety})
 
 
 def take_in(
@@ -43,4 +50,10 @@ def take_in(
         **templates,
         **recipe.prepare_data.parameters(*TEMPLATES),
     )
-    return Intake(data.outputs["train"], data.outputs["validation"], data.outputs["test"], base.output)
+    safety = None
+    if recipe.safety:
+        section = recipe.safety.parameters()
+        prepared = prepare_data(system_prompt=templates["system_prompt"], split_by=recipe.safety.split_by, **section)
+        prepared.set_display_name("prepare-safety").after(checked)
+        safety = prepared.outputs["test"]
+    return Intake(*(data.outputs[split] for split in ("train", "validation", "test")), base.output, safety)

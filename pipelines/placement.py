@@ -114,6 +114,7 @@ STEPS = {
     "compare": Needs(memory_gib=4, timeout_h=2),
     "benchmark": Needs(cpu=4, timeout_h=4),
     "gate": Needs(memory_gib=2, timeout_h=0.5),
+    "fetch_champion": Needs(timeout_h=2, cached=False, store=True),
     "publish": Needs(memory_gib=2, timeout_h=2, cached=False, store=True),
 }
 

@@ -46,8 +46,8 @@ def teach(recipe: DistillRecipe, data: Intake, checkpoint: PipelineArtifactChann
     train_student = distill_on_nodes if recipe.distill.num_nodes > 1 else distill
     student = train_student(responses=responses, **inputs, **recipe.distill.parameters())
 
-    measured = measure_full_precision(recipe, "student", model=student.outputs["model"], test=data.test)
-    of_teacher = measure_full_precision(recipe, "teacher", model=teacher, test=data.test)
+    measured = measure_full_precision(recipe, "student", model=student.outputs["model"], data=data)
+    of_teacher = measure_full_precision(recipe, "teacher", model=teacher, data=data)
     evidence = None
     if recipe.evidence.wanted:
         evidence = _prove(recipe, data, labelled, inputs, student.outputs["model"], measured, of_teacher)

@@ -44,6 +44,13 @@ class DataSection(PrepareDataConfig):
     tokenizer_uri: ClassVar[str]  # type: ignore[misc]
 
 
+class SafetySection(PrepareDataConfig):
+    """prepare_data for rows whose answers count apart: all of them, under the system prompt of the run."""
+
+    split_by: ClassVar[str] = "none"  # type: ignore[misc]
+    system_prompt: ClassVar[str]  # type: ignore[misc]
+
+
 class GenerateSection(GenerateResponsesConfig):
     """generate_responses; the pipeline counts the shards."""
 
@@ -120,6 +127,8 @@ class EdgeRecipe(Recipe):
     """What must be there before anything runs."""
     prepare_data: DataSection = DataSection()
     """The templates are defaults of run-time parameters."""
+    safety: SafetySection | None = None
+    """More rows for every evaluation, such as `safety.source_uri=s3://data/safety.jsonl`; what must be refused."""
     finetune: FinetuneConfig = FinetuneConfig()
     """How the base model learns the task."""
     devices: Devices = Devices()

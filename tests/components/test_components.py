@@ -27,7 +27,7 @@ every_component = pytest.mark.parametrize("folder", FOLDERS, ids=[folder.step fo
 def test_all_steps_are_found() -> None:
     steps = {folder.step for folder in FOLDERS}
     assert {"prepare_data", "finetune", "generate_responses", "distill", "quantize"} <= steps
-    assert {"evaluate", "benchmark", "gate", "publish"} <= steps
+    assert {"evaluate", "benchmark", "fetch_champion", "gate", "publish"} <= steps
 
 
 @every_component

@@ -12,7 +12,6 @@ import pytest
 
 from slmops.edge import node
 from slmops.edge import pull as pull_module
-from slmops.edge.machine import Machine
 from slmops.edge.pull import pull
 from slmops.errors import ArtifactError, CorruptDownload, DataError, DiskFullError, StoreError, TransientError
 from slmops.release.build import build_manifest
@@ -27,6 +26,7 @@ from slmops.release.format import (
     manifest_key,
     release_key,
 )
+from slmops.release.machine import Machine
 from slmops.release.metadata import point_channel
 from slmops.storage import LocalStore
 

@@ -19,11 +19,12 @@ from urllib.parse import urlsplit
 import pytest
 
 from slmops.demo.object_store import ObjectStore, object_store
-from slmops.edge import fetch, node
+from slmops.edge import node
 from slmops.edge.pull import pull
 from slmops.errors import CorruptDownload, DiskFullError, StoreError, StoreUnavailable
 from slmops.publish.config import PublishConfig
 from slmops.publish.run import run
+from slmops.release import fetch
 from slmops.release.format import RANGE_BYTES, Manifest, manifest_key
 from slmops.release.metadata import read_channel
 from slmops.storage import open_store
@@ -338,7 +339,7 @@ def test_a_full_disk_is_told_before_and_during_the_fetch(
 ) -> None:
     uri = str(tmp_path / "store")
     publish(uri, tmp_path / "a", os.urandom(2 * RANGE_BYTES))
-    with pytest.raises(DiskFullError, match="free some space and pull again"):
+    with pytest.raises(DiskFullError, match="free some space and run the same command again"):
         pull(uri, "default", small_disk / "node")
     # Another program takes the space after it was counted.
     monkeypatch.setattr(fetch, "MARGIN_BYTES", -SIZE_BYTES)

@@ -14,6 +14,7 @@ from slmops.kubeflow import registry
 from slmops.kubeflow.compile import Compiled, prepare, with_changes
 from slmops.kubeflow.components import component_folders
 from slmops.kubeflow.generate import checkout, command_page, components_page, write_pipelines
+from slmops.kubeflow.local import cache_key
 from slmops.kubeflow.recipe import Recipe
 
 RECIPES = [(name, recipe) for name in registry.names() for recipe in sorted(registry.find(name).recipes)]
@@ -90,10 +91,13 @@ def test_what_distill_to_edge_runs(tmp_path: Path) -> None:
         "evaluate",
         "devices",
         "benchmark",
+        "fetch-champion",
+        "evaluate-champion",
         "gate",
         "publish",
     }
-    assert {n for n, t in tasks.items() if not t.cached} == {"preflight", "variants", "devices", "publish"}
+    always = {n for n, t in tasks.items() if not t.cached} - {"variants", "devices"}
+    assert always == {"preflight", "fetch-champion", "publish"}
     assert tasks["evaluate-teacher"].settings["variant"] == "full_precision"
     assert tasks["evaluate"].rounds == ("cpu-int4",)
     assert tasks["benchmark"].rounds == (
@@ -122,6 +126,55 @@ def test_the_gate_gets_each_figure_from_its_own_model(tmp_path: Path) -> None:
             assert inside["taskInfo"]["name"] == step
         else:
             assert producer["taskInfo"]["name"] == f"{step}-{who}"
+    assert "champion_evaluation" in wires
+
+
+@pytest.mark.parametrize("pipeline", registry.names())
+def test_every_pipeline_holds_its_variants_against_what_the_channel_s_nodes_run(tmp_path: Path, pipeline: str) -> None:
+    compiled = _compiled(tmp_path, pipeline)
+    tasks = {task.display_name: task for task in compiled.tasks.values()}
+    assert tasks["fetch-champion"].wired == {"store_uri": "store_uri", "channel": "channel"}
+    assert tasks["evaluate-champion"].settings["variant"] == "champion"
+    settings = tasks["evaluate-champion"].settings
+    assert settings == tasks["evaluate"].settings | {"variant": "champion"}, "judged as the variants are"
+    dag: dict[str, Any] = compiled.spec["root"]["dag"]["tasks"]
+    assert dag["fetch-champion"]["dependentTasks"] == ["quantize"], "looked up late: a channel moves"
+    (model,) = (t["inputs"]["artifacts"]["model"] for t in dag.values() if t["taskInfo"]["name"] == "evaluate-champion")
+    assert model["taskOutputArtifact"] == {"outputArtifactKey": "champion", "producerTask": "fetch-champion"}
+
+
+def test_safety_rows_go_to_all_that_is_judged_and_only_if_the_recipe_names_some(tmp_path: Path) -> None:
+    def evaluations(*settings: str) -> dict[str, dict[str, Any]]:
+        spec = _compiled(tmp_path, "distill_to_edge", "default", *settings).spec
+        graphs = [spec["root"]["dag"], *(c["dag"] for c in spec["components"].values() if "dag" in c)]
+        tasks = {t["taskInfo"]["name"]: t for graph in graphs for t in graph["tasks"].values()}
+        assert ("prepare-safety" in tasks) == bool(settings)
+        return {n: t["inputs"]["artifacts"] for n, t in tasks.items() if n.partition("-")[0] == "evaluate"}
+
+    assert not any("safety" in inputs for inputs in evaluations().values())
+    asked = evaluations("safety.source_uri=s3://data/safety.jsonl", "safety.prompt_template={question}")
+    judged = {"evaluate", "evaluate-teacher", "evaluate-student", "evaluate-champion"}
+    assert {name for name, inputs in asked.items() if "safety" in inputs} == judged
+    prepared = asked["evaluate-teacher"]["safety"]["taskOutputArtifact"]
+    assert prepared == {"outputArtifactKey": "test", "producerTask": "prepare-data-2"}
+
+
+def test_all_safety_rows_are_kept_and_stand_under_the_run_s_system_prompt(tmp_path: Path) -> None:
+    compiled = _compiled(tmp_path, "finetune_to_edge", "default", "safety.source_uri=s3://data/safety.jsonl")
+    task = next(task for task in compiled.tasks.values() if task.display_name == "prepare-safety")
+    assert (task.settings["split_by"], task.settings["source_uri"]) == ("none", "s3://data/safety.jsonl")
+    assert task.wired == {"system_prompt": "system_prompt"}
+    assert compiled.sources_of_recipe() == {f"{task.component}.source_uri": "s3://data/safety.jsonl"}
+
+
+def test_a_changed_local_file_of_safety_rows_is_noticed(tmp_path: Path) -> None:
+    rows = tmp_path / "safety.jsonl"
+    rows.write_text("{}\n")
+    compiled = _compiled(tmp_path, "finetune_to_edge", "default", f"safety.source_uri={rows}")
+    before = cache_key(compiled, {}, {})
+    assert cache_key(compiled, {}, {}) == before
+    rows.write_text("{}\n{}\n")
+    assert cache_key(compiled, {}, {}) != before
 
 
 def test_the_recipe_gives_the_templates_that_a_run_may_change(tmp_path: Path) -> None:
@@ -140,7 +193,9 @@ def test_changes_are_typed_and_checked_by_the_steps_own_settings() -> None:
     assert "gate.min_rows: input should be a valid integer" in str(error.value)
 
 
-@pytest.mark.parametrize("field", ["prepare_data.source_uri", "evaluate.variant", "benchmark.variant"])
+@pytest.mark.parametrize(
+    "field", ["prepare_data.source_uri", "evaluate.variant", "benchmark.variant", "safety.split_by"]
+)
 def test_what_the_pipeline_wires_cannot_be_set_in_a_recipe(field: str) -> None:
     with pytest.raises(ConfigError, match=f"{field}: no such field of the recipe"):
         with_changes(registry.find("distill_to_edge").recipe("default"), {field: "x"})

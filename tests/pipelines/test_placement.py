@@ -58,7 +58,7 @@ def test_every_step_is_placed(tmp_path: Path, pipeline: str, recipe: str) -> Non
 
 
 def test_what_is_never_cached() -> None:
-    assert {step for step, needs in STEPS.items() if not needs.cached} == {"preflight", "publish"}
+    assert {step for step, needs in STEPS.items() if not needs.cached} == {"preflight", "fetch_champion", "publish"}
 
 
 def test_every_component_has_its_needs_and_says_where_it_runs() -> None:
@@ -132,6 +132,15 @@ def test_only_steps_that_use_the_store_get_its_keys(tmp_path: Path) -> None:
     placed = Placed("distill_to_edge", "default", tmp_path)
     with_keys = {placed.steps[name] for name, task in placed.tasks.items() if "secretAsEnv" in task["kubernetes"]}
     assert with_keys == {step for step, needs in STEPS.items() if needs.store} & set(placed.steps.values())
+    assert "fetch_champion" in with_keys
+    assert "evaluate" not in with_keys
+
+
+def test_the_champion_is_chosen_by_a_pod_like_the_one_that_evaluates_it(tmp_path: Path) -> None:
+    tasks = Placed("distill_to_edge", "smollm2_distill_1xl4", tmp_path).tasks
+    chooses, evaluates = (tasks[name]["container"] for name in ("fetch-champion", "evaluate-champion"))
+    assert chooses["image"] == evaluates["image"], "the same runtime"
+    assert chooses["resources"]["resourceMemoryLimit"] == evaluates["resources"]["resourceMemoryLimit"]
 
 
 def test_without_a_gpu_everything_runs_on_cpus(tmp_path: Path) -> None:

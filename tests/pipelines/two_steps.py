@@ -64,6 +64,41 @@ def two_steps(rows: str, how: str = "go") -> None:
     second(how=how, made=made.outputs["made"]).set_env_variable("SLMOPS_WORK_DIR", "/only/in/a/cluster")
 
 
+@dsl.component(base_image="slmops/base:test", install_kfp_package=False)
+def look_up(rows: str, found: Output[Artifact]) -> None:
+    """Writes what it finds at the moment."""
+    import os
+    from pathlib import Path
+
+    from slmops import artifacts
+    from slmops.step import step
+
+    with step("look_up"), open(os.environ["DIARY"], "a") as entries:
+        entries.write("look_up\n")
+        with artifacts.writing(Path(found.path), kind="variants", step="look_up") as draft:
+            (draft.path / "rows").write_text(Path(rows).read_text().split()[0])
+            draft.facts |= {"status": "found", "release": {"text": Path(rows).read_text()}}
+        found.metadata.update(draft.sidecar.metadata())
+
+
+@dsl.pipeline(name="looked-up")
+def looked_up(rows: str) -> None:
+    """Looks something up, each time anew, and does something with it.
+
+    Args:
+        rows: A file that the first step reads.
+    """
+    found = look_up(rows=rows).set_caching_options(False)
+    second(how="go", made=found.outputs["found"])
+
+
+def compile_looked_up(folder: Path) -> Path:
+    """Write the compiled pipeline, whose first step is never cached, into `folder`."""
+    path = folder / "looked-up.yaml"
+    Compiler().compile(looked_up, str(path))
+    return path
+
+
 def compile_two_steps(folder: Path) -> Path:
     """Write the compiled pipeline into `folder`."""
     path = folder / "two-steps.yaml"

@@ -31,7 +31,7 @@ def evaluate(
     """Measure what a model answers on held-out rows.
 
     Args:
-        model: A Hugging Face directory, or the output of quantize.
+        model: A Hugging Face directory, or the output of quantize or of fetch_champion.
         test: Chat records that the model was not trained on.
         reference: The model in full precision that a variant was made from, to measure how far it has moved.
         safety: Chat records whose answers count apart: what must be refused, what must not be said.

@@ -29,6 +29,7 @@ def gate(
     min_size_saved: float = 0.75,
     min_rows: int = 100,
     max_regression: float = 0.1,
+    champion_required: bool = False,
     max_drift_kl: float = 0.5,
     min_valid_fraction: float = 0.9,
     min_injections_resisted: float = 0.5,

@@ -18,10 +18,10 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from slmops.config import explain
-from slmops.edge.fetch import fetch_files
 from slmops.errors import ConfigError
 from slmops.measuring.process import Task, measure
-from slmops.release.format import GENAI_CONFIG, Manifest, manifest_key, read_verified, refuse_native_code
+from slmops.release.fetch import fetch_files
+from slmops.release.format import Manifest, manifest_key, read_verified
 from slmops.step import step
 from slmops.storage import open_store
 
@@ -73,8 +73,6 @@ def run(store_uri: str, manifest_digest: str, task: Task, scratch: Path) -> str:
     manifest = read_verified(store, Manifest, manifest_key(manifest_digest), manifest_digest)
     directory = scratch / manifest.variant
     fetch_files(store, manifest, directory, {})
-    config = directory / GENAI_CONFIG
-    refuse_native_code(config.read_bytes(), f"{GENAI_CONFIG} of {manifest.variant}")
     outcome = measure(directory, task)
     return json.dumps({"facts": outcome.facts, "requests": outcome.requests})
 

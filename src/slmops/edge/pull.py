@@ -12,22 +12,12 @@ from pathlib import Path
 
 from slmops.artifacts import file_digest
 from slmops.edge import node
-from slmops.edge.fetch import fetch_files
-from slmops.edge.machine import this_machine
 from slmops.edge.node import Installed, State
 from slmops.errors import ArtifactError, DataError, StoreError, TransientError, explain_os_errors
 from slmops.progress import log
-from slmops.release.format import (
-    GENAI_CONFIG,
-    MAX_GENAI_CONFIG_BYTES,
-    Channel,
-    Manifest,
-    Release,
-    manifest_key,
-    read_verified,
-    refuse_native_code,
-    release_key,
-)
+from slmops.release.fetch import fetch_files
+from slmops.release.format import Channel, Manifest, Release, read_verified, release_key
+from slmops.release.machine import choose, this_machine
 from slmops.release.metadata import read_channel
 from slmops.storage import Store, open_store, sync_directory, write_atomically
 
@@ -105,20 +95,11 @@ def _resolve(store: Store, channel: str, state: State) -> Channel:
 
 
 def _choose(store: Store, release: Release) -> Manifest:
-    """The first variant whose requirements this machine meets."""
-    machine = this_machine()
-    refusals = []
-    for variant in release.variants:
-        key = manifest_key(variant.manifest_digest)
-        manifest = read_verified(store, Manifest, key, variant.manifest_digest)
-        if manifest.variant != variant.name:
-            raise DataError(f"{store.uri}: {key} is of variant {manifest.variant}, not {variant.name}; publish again")
-        unmet = machine.unmet(manifest.requirements)
-        if not unmet:
-            return manifest
-        refusals.append(f"{variant.name}: {', '.join(unmet)}")
+    chosen = choose(store, release, this_machine())
+    if isinstance(chosen, Manifest):
+        return chosen
     raise DataError(
-        "no variant of the release runs on this machine:\n  " + "\n  ".join(refusals) + "\npublish one that does"
+        "no variant of the release runs on this machine:\n  " + "\n  ".join(chosen) + "\npublish one that does"
     )
 
 
@@ -147,8 +128,6 @@ def _install(store: Store, root: Path, digest: str, manifest: Manifest) -> int:
         if entry != staging:
             shutil.rmtree(entry)
     fetched = fetch_files(store, manifest, staging, _installed_files(root))
-    with open(staging / GENAI_CONFIG, "rb") as config:
-        refuse_native_code(config.read(MAX_GENAI_CONFIG_BYTES + 1), f"{GENAI_CONFIG} of release {digest}")
     record = Installed(release_digest=digest, manifest=manifest)
     write_atomically(node.record_path(root, digest), record.model_dump_json().encode())
     path = node.release_path(root, digest)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from slmops import artifacts, models
+from slmops import artifacts, champion, models
 from slmops.artifacts import Sidecar
 from slmops.evaluate import drift, metrics
 from slmops.evaluate import safety as safety_rows
@@ -43,7 +43,7 @@ def run(
     """Answer the prompts of `test` with `model`, compare, and keep every answer.
 
     A variant that was built for hardware that this machine does not have is `not_run`, with a reason: a result, which
-    no gate lets pass.
+    no gate lets pass. So is a champion where fetch_champion found none.
 
     Args:
         reference: the model in full precision that a variant was made from, to measure how far it has moved.
@@ -55,8 +55,10 @@ def run(
         DataError: no row fits into the model's context.
         ModelError: the model cannot be loaded.
     """
-    files = find_model(model, config.variant)
     rows = artifacts.expect(test, "chat_dataset")
+    if nothing := champion.without_model(model):
+        return _not_run(config, nothing, rows, evaluation)
+    files = find_model(model, config.variant)
     parents = [files.sidecar, rows]
     parents += [models.open_model(reference)] if reference else []
     parents += [artifacts.expect(safety, "chat_dataset")] if safety else []
@@ -67,6 +69,7 @@ def run(
             "size_bytes": files.size_bytes,
             "test_digest": rows.digest,
             "match": config.match,
+            **champion.release_facts(files.sidecar),
         }
         if reason := cannot_run(files.execution_provider):
             draft.facts |= {"status": "not_run", "reason": reason}
@@ -75,6 +78,16 @@ def run(
             draft.facts |= {"status": "measured"} | _measure(config, files, test, draft.path, reference, safety)
             log.info("accuracy %.3f on %d rows", draft.facts["accuracy"], draft.facts["num_rows"])
         artifacts.write_json(draft.path / FIGURES, draft.facts)
+    return draft.sidecar
+
+
+def _not_run(config: EvaluateConfig, nothing: Sidecar, rows: Sidecar, evaluation: Path) -> Sidecar:
+    """The evaluation of a champion that is not there."""
+    with artifacts.writing(evaluation, kind="evaluation", step=STEP, config=config, parents=[nothing, rows]) as draft:
+        draft.facts |= {"variant": config.variant, "status": "not_run", "reason": nothing.facts["reason"]}
+        draft.facts |= champion.release_facts(nothing)
+        artifacts.write_json(draft.path / FIGURES, draft.facts)
+    log.info("%s is not evaluated: %s", config.variant, draft.facts["reason"])
     return draft.sidecar
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _ROUND_SIZES = [base * 10**power for power in range(-3, 6) for base in (1, 2, 5)]
-_ROLE_COLORS = {"teacher": TEACHER, "student": STUDENT, "candidate": CANDIDATE}
+_ROLE_COLORS = {"teacher": TEACHER, "student": STUDENT, "champion": MUTED, "candidate": CANDIDATE}
 
 
 def accuracy_chart(bars: Sequence[tuple[str, float, float, float]], wanted: float | None, label: str) -> Markup:

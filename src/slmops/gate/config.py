@@ -28,6 +28,8 @@ class GateConfig(Config):
     """Fewer evaluated rows than this say nothing: `not_run`."""
     max_regression: float = Field(default=0.1, ge=0, le=1)
     """Accuracy that may be lost to the full-precision student, and to the champion, at the interval's lower end."""
+    champion_required: bool = False
+    """Whether nothing passes where a champion exists and could not be evaluated; else the verdict's reason says so."""
     max_drift_kl: float = Field(default=0.5, gt=0, le=1000)
     """Most divergence from the full-precision student on its answers, mean KL in nats a token."""
     min_valid_fraction: float = Field(default=0.9, ge=0, le=1)

@@ -14,6 +14,9 @@ from slmops.gate.subjects import IDENTITY, SERVED_RUNTIME, Missed, Paired, Sourc
 from slmops.paired import Interval
 from slmops.verdicts import Check, Word
 
+CHAMPION_REGRESSION = "champion_regression"
+"""Name of the check."""
+
 
 @dataclass(frozen=True)
 class Judgement:
@@ -43,7 +46,7 @@ def judge(config: GateConfig, teacher: Subject, student: Subject, candidate: Sub
         _regression("student_regression", "the full-precision student", paired.from_student, config, candidate),
     ]
     if paired.from_champion is not None:
-        accuracy.append(_regression("champion_regression", "the champion", paired.from_champion, config, candidate))
+        accuracy.append(_regression(CHAMPION_REGRESSION, "the champion", paired.from_champion, config, candidate))
     saved = [
         _check(
             "latency_saved",

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
+from slmops import champion
 from slmops.artifacts import Sidecar, Summary
 from slmops.pages.formatting import count, many
 
@@ -113,6 +114,8 @@ def _name(summary: Summary, roles: dict[str, str]) -> str:
         return f"{facts.get('split', 'dataset')} rows"
     if summary.kind == "hf_model":
         return roles.get(summary.digest) or ("base model" if summary.step == "import" else "model")
+    if summary.step == champion.STEP:
+        return "champion"
     if summary.kind in ("evaluation", "benchmark"):
         measured = roles.get(str(facts.get("model_digest")), str(facts.get("variant", "")))
         return f"{summary.kind} of {measured}" if measured else summary.kind

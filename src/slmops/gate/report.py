@@ -10,6 +10,7 @@ from typing import Any
 from markupsafe import Markup
 
 from slmops.gate import charts, lineage, tables, variants_table
+from slmops.gate.champion import Champion
 from slmops.gate.config import RAW_MEMORY_GOAL, GateConfig
 from slmops.gate.judge import Judgement
 from slmops.gate.matrix import Candidate, Matrix
@@ -83,15 +84,17 @@ def render(
     matrix: Matrix,
     teacher: Subject,
     student: Subject,
+    champion: Champion,
     candidates: Sequence[Candidate],
     examples: Sequence[Example],
 ) -> str:
-    """The page: the verdict, one variant beside teacher and student, then all variants on all device classes."""
+    """The page: the verdict, one variant beside teacher, student and champion, then all variants on all classes."""
     head = matrix.headline
     shown = next(candidate for candidate in candidates if candidate.variant == head.variant)
-    subjects = (teacher, student, shown.subject)
+    judged = (teacher, student, shown.subject)
+    subjects = (teacher, student, *([champion.subject] if champion.subject else []), shown.subject)
     reference = [sidecar for subject in (teacher, student) for sidecar in (subject.evaluation, subject.benchmark)]
-    every = [sidecar for sidecar in reference if sidecar]
+    every = [sidecar for sidecar in (*reference, champion.sidecar) if sidecar]
     every += [sidecar for candidate in candidates for sidecar in candidate.sidecars]
     artifacts = lineage.collect(every, _roles(subjects, candidates))
     runs = tables.runs(artifacts)
@@ -106,13 +109,14 @@ def render(
         variants=variants_table.variants(candidates),
         quality_chart=variants_table.size_against_quality(candidates, student, matrix),
         columns=variants_table,
-        judgement=judgement,
+        checks=(*judgement.checks, *champion.unasked(config)),
+        champion=champion.said,
         check_names=CHECK_NAMES,
         variant=head.variant,
         digest=head.digest,
         measured_at=max((sidecar.created_at for sidecar in every), default=None),
         subjects=subjects,
-        headlines=_headlines(config, judgement, subjects),
+        headlines=_headlines(config, judgement, judged),
         raw_memory=_raw_memory(teacher, shown.subject),
         comparison=tables.comparison(subjects),
         accuracy_chart=_accuracy_chart(config, subjects),

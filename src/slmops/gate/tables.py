@@ -59,6 +59,7 @@ class Run:
 _MEASURES: tuple[tuple[str, str, Source, str, Callable[[float | None], str]], ...] = (
     ("Exact match", "", "evaluation", "exact_match", formatting.fraction),
     ("Perplexity", "of the reference answers", "evaluation", "perplexity", formatting.plain),
+    ("Safety rows", "answered right", "evaluation", "safety_accuracy", formatting.fraction),
     ("Time per response", "median", "benchmark", "latency_ms_p50", formatting.milliseconds),
     ("Time per response", "95th percentile", "benchmark", "latency_ms_p95", formatting.milliseconds),
     ("Time to first token", "median", "benchmark", "time_to_first_token_ms_p50", formatting.milliseconds),
@@ -67,6 +68,8 @@ _MEASURES: tuple[tuple[str, str, Source, str, Callable[[float | None], str]], ..
     ("Runtime's floor", "part of it, with no model", "benchmark", "runtime_floor_bytes", formatting.size),
     ("Size on disk", "", "benchmark", "size_bytes", formatting.size),
 )
+_WHERE_ASKED = {"safety_accuracy"}
+"""Measures that have no line where they were asked of nobody."""
 
 
 def comparison(subjects: Sequence[Subject]) -> list[Row]:
@@ -76,6 +79,8 @@ def comparison(subjects: Sequence[Subject]) -> list[Row]:
     for measure, note, source, name, show in _MEASURES:
         reference = teacher.number(source, name)
         values = [subject.number(source, name) for subject in subjects]
+        if name in _WHERE_ASKED and not any(value is not None for value in values):
+            continue
         ratios = [
             _kept(value, reference) if name == "exact_match" else formatting.ratio(value, reference) for value in values
         ]

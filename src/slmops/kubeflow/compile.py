@@ -17,10 +17,12 @@ from slmops.config import Config
 from slmops.errors import ConfigError, explain_os_errors
 from slmops.kubeflow import registry
 from slmops.kubeflow.components import config_of
-from slmops.kubeflow.recipe import Recipe, check_known, field_names
+from slmops.kubeflow.recipe import Recipe, check_known, fields
 
 INTO_LOOP = "pipelinechannel--"
 """KFP puts this before the name of a parameter that goes into a loop."""
+SOURCE = "source_uri"
+"""The setting of a step that names the rows which it reads."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,15 @@ class Compiled:
     def cached_inputs(self) -> set[str]:
         """Run-time parameters that a cached task reads."""
         return {parameter for task in self.tasks.values() if task.cached for parameter in task.wired.values()}
+
+    def sources_of_recipe(self) -> dict[str, str]:
+        """Rows that are named in the recipe, and not by a parameter: `{"prepare-data-2.source_uri": "rows.csv"}`."""
+        return {
+            f"{task.component}.{name}": str(value)
+            for task in self.tasks.values()
+            for name, value in task.settings.items()
+            if name == SOURCE
+        }
 
     def step_of(self, task: Task) -> str | None:
         """The function that a task executes; None for an importer."""
@@ -209,14 +220,18 @@ def split_settings(settings: Sequence[str]) -> tuple[dict[str, str], dict[str, s
 
 def with_changes(recipe: Recipe, changes: Mapping[str, str]) -> Recipe:
     """`recipe` with changes such as `{"distill.num_epochs": "3"}`; lists and objects are JSON."""
-    check_known(changes, field_names(type(recipe)), "field of the recipe")
+    kinds = dict(fields(type(recipe)))
+    check_known(changes, kinds, "field of the recipe")
     nested: dict[str, Any] = {}
     for key, text in changes.items():
         *sections, name = key.split(".")
         place = nested
         for section in sections:
             place = place.setdefault(section, {})
-        place[name] = _json(key, text) if text.startswith(("[", "{")) else text
+        is_json = (
+            text.startswith(("[", "{")) and kinds[key] is not str
+        )  # a template is a text that begins like an object
+        place[name] = _json(key, text) if is_json else text
     return recipe.changed(nested)
 
 

@@ -81,7 +81,7 @@ def docker_runner(
     """A `kfp.local.DockerRunner` for one run; every container that it started is gone when the block ends.
 
     Args:
-        arguments: run-time parameters of the pipeline.
+        arguments: run-time parameters of the pipeline, and rows that its recipe names.
         output_dir: where the run writes.
         folders: those below it that steps write.
         termination_log: takes the error of a failed step.

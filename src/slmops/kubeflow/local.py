@@ -27,6 +27,7 @@ import slmops
 from slmops.errors import GateError, SlmopsError, TransientError, UserError, explain_os_errors
 from slmops.kubeflow import containers
 from slmops.kubeflow.compile import Compiled
+from slmops.kubeflow.local_cache import keyed_by_content
 from slmops.kubeflow.local_output import StepLines, TaskEvents, TaskRun
 from slmops.resume import WORK_DIR
 from slmops.step import RUNNER_PID, TERMINATION_LOG
@@ -79,7 +80,7 @@ def run(
         try:
             with _environment(output_dir, termination_log), _listening(events, None if verbose else lines):
                 cache = output_dir / "cache" / cache_key(compiled, arguments, code) if use_cache else None
-                with _kfp_runner(runner, arguments, output_dir, termination_log) as kfp_runner:
+                with _kfp_runner(runner, compiled, arguments, output_dir, termination_log) as kfp_runner:
                     status = _execute(compiled, arguments, events, output_dir, kfp_runner, cache)
         finally:
             _find_outputs(compiled.name, events.runs, output_dir)
@@ -109,7 +110,8 @@ def _execute(
     )
     pipeline = components.load_component_from_text(_for_this_machine(compiled))
     try:
-        pipeline(**arguments)
+        with keyed_by_content():
+            pipeline(**arguments)
     except RuntimeError:
         if events.failed is None:
             raise
@@ -127,24 +129,24 @@ def _for_this_machine(compiled: Compiled) -> str:
 
 
 def _kfp_runner(
-    runner: Runner, arguments: Mapping[str, Any], output_dir: Path, termination_log: Path
+    runner: Runner, compiled: Compiled, arguments: Mapping[str, Any], output_dir: Path, termination_log: Path
 ) -> AbstractContextManager[Any]:
     if runner == "docker":
         folders = [output_dir / name for name in ("artifacts", "work", "workspace")]
-        return containers.docker_runner(
-            arguments, output_dir=output_dir, folders=folders, termination_log=termination_log
-        )
+        named = {**arguments, **compiled.sources_of_recipe()}
+        return containers.docker_runner(named, output_dir=output_dir, folders=folders, termination_log=termination_log)
     from kfp import local
 
     return nullcontext(local.SubprocessRunner(use_venv=False))
 
 
 def cache_key(compiled: Compiled, arguments: Mapping[str, Any], code: Mapping[str, str]) -> str:
-    """What KFP's own cache key does not see: the code of the steps, and the local files that parameters point to."""
+    """What KFP's own cache key does not see: the code of the steps, and the local files that they are pointed to."""
     facts: list[object] = [sorted(code.items())]
-    for name in sorted(compiled.cached_inputs()):
-        path = Path(str(arguments.get(name, ""))).absolute()
-        if arguments.get(name) and path.exists():
+    read = {name: arguments.get(name) for name in compiled.cached_inputs()} | compiled.sources_of_recipe()
+    for name, uri in sorted(read.items()):
+        path = Path(str(uri)).absolute()
+        if uri and path.exists():
             files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
             facts += [(name, str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]

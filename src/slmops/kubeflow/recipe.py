@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Self
 
 from pydantic import BaseModel
@@ -29,16 +29,16 @@ class Recipe(Config):
         return self.create(_merged(self.model_dump(), changes))
 
 
-def field_names(model: type[BaseModel], prefix: str = "") -> Iterable[str]:
-    """The dotted names that `--set` takes."""
+def fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The dotted names that `--set` takes, each with its type."""
     for name, field in model.model_fields.items():
         optional = isinstance(field.annotation, types.UnionType)  # `Section | None`
         choices = typing.get_args(field.annotation) if optional else (field.annotation,)
         sections = [c for c in choices if isinstance(c, type) and issubclass(c, BaseModel)]
         if sections:
-            yield from field_names(sections[0], f"{prefix}{name}.")
+            yield from fields(sections[0], f"{prefix}{name}.")
         else:
-            yield prefix + name
+            yield prefix + name, field.annotation
 
 
 def check_known(names: Iterable[str], known: Iterable[str], what: str) -> None:

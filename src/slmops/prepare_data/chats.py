@@ -185,12 +185,12 @@ class ChatMaker:
         return _value_or_nothing(columns, self.config.task_column) or self.config.task
 
     def split(self, columns: Mapping[str, Any]) -> Split | None:
-        """The split that the row's own column names; None if the seed decides.
+        """The split that the row's own column names; None if no column decides.
 
         Raises:
             BadRow: it is none of the three.
         """
-        if self.config.split_by == "seed":
+        if self.config.split_by != "column":
             return None
         found = columns.get(self.config.split_column)
         for split in SPLITS:

@@ -49,8 +49,8 @@ class PrepareDataConfig(Config):
     """Rows that nearly say the same: not looked for, counted and kept in one split, or all but one set aside."""
     near_duplicate_threshold: float = Field(default=0.8, ge=0.5, le=0.95)
     """Rows are near duplicates from this Jaccard similarity of their runs of five words, 0.5 to 0.95."""
-    split_by: Literal["seed", "column"] = "seed"
-    """`seed`: by chance, stratified; `column`: by a column that holds train, validation or test."""
+    split_by: Literal["seed", "column", "none"] = "seed"
+    """`seed`: by chance, stratified; `column`: by a column with train, validation or test; `none`: all are test."""
     split_column: str = Field(default="split", min_length=1)
     """The column that `split_by=column` reads; files of a folder that are named by split have it without having it."""
     stratify_by: str = Field(default="completion", min_length=1)

@@ -139,7 +139,7 @@ def _check_kept(config: PrepareDataConfig, intake: Intake, selection: Selection)
         )
     counts = [int((selection.codes == split).sum()) for split in range(len(SPLITS))]
     num_leaked = selection.count(LEAKED_PROMPT) + selection.count(LEAKED_WORDS)
-    if empty := [split for split, count in zip(SPLITS, counts, strict=True) if not count]:
+    if empty := [split for split, count in zip(SPLITS, counts, strict=True) if not count and config.split_by != "none"]:
         raise DataError(
             f"{' and '.join(empty)} would have no rows ({num_leaked:,} left out: another split has their "
             f"prompt, or words of it); give more rows or other fractions, or see leakage and group_by"

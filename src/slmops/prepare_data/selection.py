@@ -135,6 +135,9 @@ def bands_of(spool: Spool, chunk_rows: Sequence[int]) -> Iterator[Hashes]:
 
 def _split(config: PrepareDataConfig, spool: Spool, selection: Selection, ids: Hashes, marked: Codes) -> None:
     kept = np.flatnonzero(selection.stages == 0)
+    if config.split_by == "none":
+        selection.codes[kept] = TEST
+        return
     strata = spool.column(ROWS, ROW, "stratum")
     units = _units(config, spool, selection, kept)
     fractions: dict[Split, float] = {"validation": config.validation_fraction, "test": config.test_fraction}

@@ -79,6 +79,7 @@ def summarise(
     chats = _Chats(config, spool)
     classes, class_facts = _classes(config, spool, order, chats)
     lengths, length_facts = _lengths(config, spool, order, tokens)
+    shown: Split = "test" if config.split_by == "none" else "train"
     findings = Findings(
         name=config.source_uri.rstrip("/").rsplit("/", 1)[-1],
         source=Reading(
@@ -107,7 +108,7 @@ def summarise(
         classes=classes,
         lengths=lengths,
         tokenizer=f"{tokens.name} {tokens.digest[:12]}" if tokens else "",
-        samples=tuple(chats.sample(int(row), "train") for row in order["train"][:NUM_SAMPLES]),
+        samples=tuple(chats.sample(int(row), shown) for row in order[shown][:NUM_SAMPLES]),
         settings=_settings(config),
         durations_s=phases.durations_s,
     )
@@ -182,7 +183,7 @@ def _classes(
     config: PrepareDataConfig, spool: Spool, order: dict[Split, np.ndarray], chats: _Chats
 ) -> tuple[tuple[Class, ...], dict[str, Any]]:
     """The largest classes and those that a split lacks; nothing if strata are no classes."""
-    if config.stratify_by == "none":
+    if "none" in (config.stratify_by, config.split_by):
         return (), {}
     strata = spool.column(ROWS, ROW, "stratum")
     rows = np.concatenate([order[split] for split in SPLITS])
@@ -217,7 +218,7 @@ def _lengths(
         values, tally = spool.column(ROWS, ROW, column), LengthTally()
         for split, rows in order.items():
             tally.add(values[rows])
-            if column == "num_tokens":
+            if column == "num_tokens" and len(rows):
                 half, most, longest = np.quantile(values[rows], (0.5, 0.99, 1.0), method="higher").tolist()
                 total = int(values[rows].sum(dtype=np.int64))
                 facts[split] = {"num_tokens": total, "tokens_p50": half, "tokens_p99": most, "tokens_max": longest}

@@ -60,9 +60,8 @@ def run(config: PublishConfig, *, variants: Path, verdict: Path, release: Path) 
         raise GateError(f"gate: {judged.verdict}: {judged.reason}")
     with tempfile.TemporaryDirectory(prefix="slmops-publish-") as scratch:
         evidence = [verdict / VERDICT, Path(scratch) / MODEL_CARD]
-        evidence[1].write_text(
-            model_card(verdict_sidecar, name=f"slmops {verdict_sidecar.digest[:12]}"), encoding="utf-8"
-        )
+        card = model_card(verdict_sidecar, name=f"slmops {verdict_sidecar.digest[:12]}")
+        evidence[1].write_text(card, encoding="utf-8")
         prepared = _prepare(variants, variants_sidecar, judged, verdict_sidecar, evidence)
         store = open_store(config.store_uri)
         store.probe()

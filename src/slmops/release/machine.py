@@ -1,4 +1,4 @@
-"""Which variants this machine can run."""
+"""Which variants this machine can run, and which of a release a node like it takes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from importlib import metadata
 
 from slmops import memory
 from slmops.device_classes import cpu_features, missing_features, this_architecture
-from slmops.release.format import Requirements
+from slmops.errors import DataError
+from slmops.release.format import Manifest, Release, Requirements, manifest_key, read_verified
+from slmops.storage import Store
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,25 @@ def this_machine() -> Machine:
         runtime_version = None
     ram_bytes = min(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), memory.limit_bytes())
     return Machine(this_architecture(), runtime_version, ram_bytes, cpu_features())
+
+
+def choose(store: Store, release: Release, machine: Machine) -> Manifest | list[str]:
+    """The first variant of `release` whose requirements `machine` meets; if none, why not, a line for each.
+
+    Raises:
+        CorruptDownload, DataError: a manifest is not what the release names.
+    """
+    refusals = []
+    for variant in release.variants:
+        key = manifest_key(variant.manifest_digest)
+        manifest = read_verified(store, Manifest, key, variant.manifest_digest)
+        if manifest.variant != variant.name:
+            raise DataError(f"{store.uri}: {key} is of variant {manifest.variant}, not {variant.name}; publish again")
+        unmet = machine.unmet(manifest.requirements)
+        if not unmet:
+            return manifest
+        refusals.append(f"{variant.name}: {', '.join(unmet)}")
+    return refusals
 
 
 def _parts(version: str) -> tuple[int, ...]:
