@@ -75,6 +75,15 @@ def test_logits_and_losses_are_those_of_the_public_runtime(runtime: BatchedRunti
     assert ours[1] == theirs[1]
 
 
+def test_no_more_logits_are_computed_than_are_wanted(runtime: BatchedRuntime) -> None:
+    ids = list(range(20, 120))
+    end, whole = runtime.slots.read(ids, 0, all_logits=True)
+    assert (end, len(whole)) == (100, 100)
+    end, last = runtime.slots.read(ids, 0)
+    assert (end, len(last)) == (100, 1)
+    np.testing.assert_allclose(last[0], whole[-1], atol=1e-4)
+
+
 def test_answers_end_with_the_turn(runtime: BatchedRuntime, alone: GenAIRuntime) -> None:
     prompts = [[{"role": "user", "content": text}] for text in ("lamp on", "what is the time in the hall?", "off")]
     assert runtime.answer(prompts, 40) == alone.answer(prompts, 40)

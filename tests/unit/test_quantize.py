@@ -26,6 +26,10 @@ from transformers import (
 
 from slmops import artifacts, torch_models
 from slmops.errors import ConfigError, DataError, ModelError
+from slmops.inference.batched import BatchedRuntime
+from slmops.inference.genai import GenAIRuntime
+from slmops.inference.runtime import open_runtime
+from slmops.inference.slots import LOGITS_FROM
 from slmops.quantize import run as quantize_step
 from slmops.quantize.config import QuantizeConfig
 from slmops.quantize.job import Job
@@ -191,6 +195,13 @@ def test_kinds_of_models(config: PreTrainedConfig, tiny_model: Path, tmp_path: P
     assert facts["cpu-int4-mixed"]["drift_kl"] < 0.05
     assert facts["cpu-int4-gptq"]["drift_kl"] < facts["cpu-int4"]["drift_kl"]
     assert facts["cpu-int4-awq"]["drift_kl"] < facts["cpu-int4"]["drift_kl"]
+    prompts = [[{"role": "user", "content": "lamp " * count}] for count in (1, 5, 20)]
+    for name in settings.variants:
+        variant = tmp_path / "variants" / name
+        served = open_runtime(variant, quantized=True, dtype="auto", num_threads=1, batch_size=3)
+        assert isinstance(served, BatchedRuntime)
+        assert LOGITS_FROM in served.slots._inputs
+        assert served.answer(prompts, 12) == GenAIRuntime(variant, num_threads=1).answer(prompts, 12)
 
 
 def test_a_head_in_8_bits_drifts_less(wild_model: Path, train_rows: Path, tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ class BatchedRuntime(TokenizedRuntime):
     def logits(self, ids: Sequence[int]) -> NDArray[Any]:
         found, num_read = np.empty((len(ids), self.slots.vocab_size), np.float32), 0
         while num_read < len(ids):
-            end, logits = self.slots.read(ids, num_read)
+            end, logits = self.slots.read(ids, num_read, all_logits=True)
             found[num_read:end] = logits
             num_read = end
         return found

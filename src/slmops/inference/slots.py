@@ -24,8 +24,10 @@ from slmops.release.format import GENAI_CONFIG
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+LOGITS_FROM = "logits_from"
+"""Input of a graph: the first of the tokens in a call whose logits are computed."""
 PROMPT_LOGITS_BYTES = 32 << 20
-"""Of the logits of as many tokens of a prompt as are read in one call: the head has no way to leave them out."""
+"""Of the logits of a prompt that are computed in one call."""
 MAX_READ_TOKENS = 256
 """In one call, so that streams at work wait no longer than this for their next token."""
 KEPT_TOKENS = 2048
@@ -70,28 +72,32 @@ class Slots:
                 "run quantize again"
             ) from error
         self.num_slots, self.context_length = num_slots, int(model["context_length"])
-        self.vocab_size = int(model["vocab_size"])
         self._names = _names(decoder)
         inputs = {entry.name: entry.type for entry in self._session.get_inputs()}
-        self._positions = inputs.pop("position_ids", None) == INT64
-        expected = dict.fromkeys((past for past, _ in self._names), FLOAT)
-        if inputs != {"input_ids": INT64, "attention_mask": INT64} | expected:
+        expected = {"input_ids": INT64, "attention_mask": INT64} | {past: FLOAT for past, _ in self._names}
+        if inputs not in (expected, expected | {"position_ids": INT64}):
             raise NoSlotsError("its inputs are not tokens, a mask, and keys and values in float32")
+        logits = next(entry for entry in self._session.get_outputs() if entry.name == "logits")
+        if logits.type != FLOAT:
+            raise NoSlotsError("its logits are not float32")
+        self.vocab_size = int(logits.shape[2])
         shape = (num_slots + 1, decoder["num_key_value_heads"], self.context_length, decoder["head_size"])
         self._memory = _reserve(len(self._names) * math.prod(shape) * 4)
         self._caches = np.frombuffer(self._memory, np.float32).reshape(len(self._names), *shape)
         self._logits = np.empty((num_slots, 1, self.vocab_size), np.float32)
-        self._read_tokens = max(16, min(MAX_READ_TOKENS, PROMPT_LOGITS_BYTES // (4 * self.vocab_size)))
+        optional = {entry.name for entry in self._session.get_overridable_initializers()}
+        self._inputs = inputs.keys() | (optional & {LOGITS_FROM})
+        self._most_logits = max(16, PROMPT_LOGITS_BYTES // (4 * self.vocab_size))
         self._bindings: dict[tuple[int, int], Any] = {}
         self._longest = 0
         self.lengths: list[int] = []
         """Tokens of each stream: those in the first slots."""
 
-    def read(self, ids: Sequence[int], start: int) -> tuple[int, NDArray[Any]]:
+    def read(self, ids: Sequence[int], start: int, *, all_logits: bool = False) -> tuple[int, NDArray[Any]]:
         """Read on in a prompt, whose first `start` tokens have been read, in the slot for that.
 
         Returns:
-            How many tokens have been read, and the logits [tokens, vocabulary] of those read now.
+            How many tokens have been read, and logits [tokens, vocabulary]: of those read now, or at least of the last.
 
         Raises:
             DataError: the prompt is longer than the model's context.
@@ -101,12 +107,17 @@ class Slots:
                 f"a text has {len(ids):,} tokens, more than the model's context_length of {self.context_length:,}; "
                 "shorten it"
             )
-        end = min(len(ids), start + self._read_tokens)
-        binding = self._bind(self.num_slots, self.num_slots + 1)
+        last_only = LOGITS_FROM in self._inputs and not all_logits
+        end = min(len(ids), start + (MAX_READ_TOKENS if last_only else min(MAX_READ_TOKENS, self._most_logits)))
         self._longest = max(self._longest, end)
-        logits = np.empty((1, end - start, self.vocab_size), np.float32)
-        tokens, positions = np.array([ids[start:end]], np.int64), np.arange(start, end)[None]
-        self._run(binding, tokens, np.ones((1, end), np.int64), positions, logits)
+        logits = np.empty((1, 1 if last_only else end - start, self.vocab_size), np.float32)
+        inputs = {
+            "input_ids": np.array([ids[start:end]], np.int64),
+            "attention_mask": np.ones((1, end), np.int64),
+            "position_ids": np.arange(start, end)[None],
+            LOGITS_FROM: np.array([end - start - 1 if last_only else 0], np.int64),
+        }
+        self._run(self._bind(self.num_slots, self.num_slots + 1), inputs, logits)
         return end, logits[0]
 
     def join(self, length: int) -> None:
@@ -117,11 +128,15 @@ class Slots:
     def step(self, tokens: Sequence[int]) -> NDArray[Any]:
         """What follows the next token of every stream: logits [streams, vocabulary], valid until the next step."""
         count = len(self.lengths)
-        binding = self._bind(0, count)
         lengths = np.array(self.lengths)
         mask = np.arange(lengths.max() + 1) <= lengths[:, None]
         logits = self._logits[:count]
-        self._run(binding, np.array(tokens, np.int64)[:, None], mask.astype(np.int64), lengths[:, None], logits)
+        inputs = {
+            "input_ids": np.array(tokens, np.int64)[:, None],
+            "attention_mask": mask.astype(np.int64),
+            "position_ids": lengths[:, None],
+        }
+        self._run(self._bind(0, count), inputs, logits)
         self.lengths = [length + 1 for length in self.lengths]
         self._longest = max(self._longest, *self.lengths)
         return logits[:, 0]
@@ -138,14 +153,10 @@ class Slots:
             self._memory.madvise(mmap.MADV_DONTNEED)
             self._longest = 0
 
-    def _run(
-        self, binding: Any, tokens: NDArray[Any], mask: NDArray[Any], positions: NDArray[Any], logits: NDArray[Any]
-    ) -> None:
-        arrays = {"input_ids": tokens, "attention_mask": mask}
-        if self._positions:
-            arrays["position_ids"] = positions
-        for name, array in arrays.items():
-            binding.bind_input(name, "cpu", 0, np.int64, array.shape, array.ctypes.data)
+    def _run(self, binding: Any, inputs: dict[str, NDArray[Any]], logits: NDArray[Any]) -> None:
+        for name, array in inputs.items():
+            if name in self._inputs:
+                binding.bind_input(name, "cpu", 0, np.int64, array.shape, array.ctypes.data)
         binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
         self._session.run_with_iobinding(binding)
 

@@ -18,6 +18,7 @@ from slmops.quantize import awq, checkpoint, sensitivity
 from slmops.quantize.adapters import accept_adapters
 from slmops.quantize.calibration import olive_data
 from slmops.quantize.job import Job
+from slmops.quantize.logits import let_logits_begin
 from slmops.quantize.olive_workflow import run_passes
 from slmops.quantize.variants import Variant
 
@@ -45,6 +46,8 @@ def build(variant: Variant, job: Job, block_size: int, directory: Path) -> Facts
         raise ModelError(f"Olive wrote no genai_config.json for {variant.name} of {job.model}; choose another variant")
     _compact(directory / "tokenizer.json")
     facts["num_weights_by_bits"] = weights_by_bits(directory)
+    if variant.execution_provider == "cpu" and not let_logits_begin(directory):
+        log.info("%s computes the logits of whole prompts: its head is not one that is known", variant.name)
     if job.config.accept_adapters and variant.execution_provider == "cpu":
         accept_adapters(directory)
         facts["accepts_adapters"] = True
