@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnxruntime as ort  # type: ignore[import-untyped]
+import onnxruntime_genai as og
 
 from slmops.inference.batch import Batch, Stream
 from slmops.inference.genai import TokenizedRuntime
@@ -30,7 +31,7 @@ class BatchedRuntime(TokenizedRuntime):
             NoSlotsError: only onnxruntime-genai can run it.
             ModelError: the runtime refuses it.
         """
-        self.name = f"onnxruntime {ort.__version__}"
+        self.name = f"onnxruntime-genai {og.__version__} (onnxruntime {ort.__version__}, one batch)"
         self.slots = Slots(directory, num_slots=num_slots, num_threads=num_threads)
         super().__init__(directory)
 

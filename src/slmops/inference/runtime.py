@@ -20,7 +20,7 @@ class Runtime(Protocol):
     """A loaded model. Decoding is greedy and ends at the model's end of turn."""
 
     name: str
-    """Library and version, such as `onnxruntime 1.31.1`."""
+    """Library and version, such as `onnxruntime-genai 0.18.0`, and what else there is to say in brackets."""
 
     def stream(self, prompt: Prompt, max_new_tokens: int) -> Iterator[int]:
         """Yield the answer's token ids one by one, as they are found."""

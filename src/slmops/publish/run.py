@@ -153,7 +153,7 @@ def _requirements(verdict: Sidecar, choice: Choice, device_class: DeviceClass | 
         facts = summary.facts
         of_class = (facts.get("device_class") or "") == choice.device_class
         if summary.kind == "benchmark" and facts.get("model_digest") == choice.digest and of_class:
-            runtime, _, version = str(facts["runtime"]).partition(" ")
+            runtime, version, *_ = str(facts["runtime"]).split()
             if runtime != "onnxruntime-genai":
                 raise ArtifactError(f"the candidate was measured with {runtime}; benchmark it with onnxruntime-genai")
             common = {"runtime": runtime, "runtime_version": version, "ram_bytes": facts["peak_rss_bytes_max"]}
