@@ -139,7 +139,7 @@ class BatchedEngine(Engine):
         self._thread.join()
 
     def _continue(self, tokens: Any, request: ChatRequest, num_new: int) -> Generator[int]:
-        stream = _Stream(tokens, num_new, self._sampling(request), _seed_of(request))
+        stream = _Stream(tokens, num_new, _sampling_of(request) or self._own, _seed_of(request))
         self._arrived.put(stream)
         try:
             for _ in range(num_new):
@@ -149,14 +149,6 @@ class BatchedEngine(Engine):
                 yield token
         finally:
             stream.gone = True
-
-    def _sampling(self, request: ChatRequest) -> Sampling:
-        if request.temperature is None and request.top_p is None:
-            return self._own
-        return Sampling(
-            temperature=1.0 if request.temperature is None else request.temperature,
-            top_p=1.0 if request.top_p is None else request.top_p,
-        )
 
     def _decode(self) -> None:
         while True:
@@ -197,15 +189,12 @@ class GeneratorEngine(Engine):
             raise _unloadable(directory, error) from error
 
     def _continue(self, tokens: Any, request: ChatRequest, num_new: int) -> Generator[int]:
-        options: dict[str, Any] = {"max_length": len(tokens) + num_new}
-        if request.temperature == 0:
-            options["do_sample"] = False
-        elif request.temperature is not None or request.top_p is not None:
-            temperature = 1.0 if request.temperature is None else request.temperature
-            top_p = 1.0 if request.top_p is None else request.top_p
-            options.update(do_sample=True, temperature=temperature, top_p=top_p, top_k=0)
-        # Always one: finding a seed takes the library 20 to 50 ms on some machines.
-        options["random_seed"] = _seed_of(request)
+        # Always a seed: finding one takes the library 20 to 50 ms on some machines.
+        options: dict[str, Any] = {"max_length": len(tokens) + num_new, "random_seed": _seed_of(request)}
+        if sampling := _sampling_of(request):
+            options["do_sample"] = sampling.temperature > 0
+            if sampling.temperature:
+                options |= {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
         params = og.GeneratorParams(self._model)
         params.set_search_options(**options)
         generator = og.Generator(self._model, params)
@@ -226,6 +215,16 @@ def open_engine(directory: Path, num_slots: int) -> Engine:
     except NoSlotsError as reason:
         log.info("answers are computed one by one, not in one batch: %s", reason)
         return GeneratorEngine(directory)
+
+
+def _sampling_of(request: ChatRequest) -> Sampling | None:
+    """What a request asks for; None for the model's own."""
+    if request.temperature is None and request.top_p is None:
+        return None
+    return Sampling(
+        temperature=1.0 if request.temperature is None else request.temperature,
+        top_p=1.0 if request.top_p is None else request.top_p,
+    )
 
 
 def _seed_of(request: ChatRequest) -> int:
