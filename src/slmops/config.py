@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from slmops.errors import ConfigError
 
@@ -13,6 +13,11 @@ TEACHER_API_KEY = "SLMOPS_TEACHER_API_KEY"
 """Environment variable: the key of the teacher's endpoint, if it wants one. It is never a setting: those are public."""
 TEACHER_API_KEY_FILE = "SLMOPS_TEACHER_API_KEY_FILE"
 """Environment variable: a file with that key, such as a mounted secret. It comes before the key's own variable."""
+
+StoreUri = Annotated[str, Field(min_length=1, pattern=r"^(s3://[^/]+(/.*)?|/.*|\.{1,2}/.*)$")]
+"""Where releases lie: s3://bucket/prefix, or a local folder."""
+Channel = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
+"""Name of a channel, which a pool of edge nodes follows."""
 
 
 class Config(BaseModel):

@@ -9,6 +9,7 @@ import resource
 
 import torch
 
+from slmops import cpus
 from slmops.errors import ConfigError
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
@@ -60,7 +61,7 @@ def describe(device: torch.device, dtype: torch.dtype) -> str:
 def use_all_cores() -> None:
     """One thread for each core that this process may use, unless OMP_NUM_THREADS says otherwise."""
     if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(len(os.sched_getaffinity(0)))
+        torch.set_num_threads(cpus.count())
 
 
 def use_huge_pages() -> None:

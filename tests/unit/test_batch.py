@@ -121,18 +121,48 @@ def test_an_answer_ends_where_the_context_does(runtime: BatchedRuntime) -> None:
         runtime.logits([5] * (length + 1))
 
 
-def test_memory_is_taken_by_tokens_and_given_back(variant: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("slmops.inference.slots.KEPT_TOKENS", 512)
-    slots, ids, read = Slots(variant, num_slots=64, num_threads=1), [5] * 800, 0
-    before = _resident_bytes()
-    while read < len(ids):
-        read, _ = slots.read(ids, read)
-    slots.join(read)
-    taken = slots._caches[:, :2, :, :read].nbytes  # a copy is where prompts are read
+def test_memory_is_taken_by_tokens_and_given_back(variant: Path) -> None:
+    """Of each slot by itself: another stream is at work all the time."""
+    slots, ids = Slots(variant, num_slots=64, num_threads=1), [5] * 1000
+
+    def join(length: int) -> None:
+        read = 0
+        while read < length:
+            read, _ = slots.read(ids[:length], read)
+        slots.join(read)
+
+    join(20)
+    empty = _resident_bytes()
+    for _ in range(20):
+        join(1000)
+    token = slots._caches[:, 0, :, 0].nbytes
     full = _resident_bytes()
-    assert taken < full - before < slots._caches.nbytes / 2
-    slots.leave(0)
-    assert full - _resident_bytes() > 0.9 * taken
+    assert 20 * 1000 * token < full - empty < 30 * 1000 * token < slots._caches.nbytes / 2
+    expected = slots._caches[:, 20, :, :1000].copy()
+    slots.leave(5)
+    np.testing.assert_array_equal(slots._caches[:, 5, :, :1000], expected)
+    while len(slots.lengths) > 1:
+        slots.leave(1)
+    assert full - _resident_bytes() > 20 * 500 * token
+    assert slots.lengths == [20]
+
+
+def test_streams_wait_for_memory(runtime: BatchedRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths, most = [6, 4, 5, 3, 7], list[int]()
+    expected, step = run(runtime, PROMPTS, lengths), Slots.step
+
+    def watched(slots: Slots, tokens: list[int]) -> object:
+        most.append(sum(slots.lengths))
+        return step(slots, tokens)
+
+    monkeypatch.setattr(Slots, "step", watched)
+    assert run(runtime, PROMPTS, lengths) == expected
+    assert max(most) > 60
+    most.clear()
+    monkeypatch.setattr(runtime.slots, "max_tokens", 60)
+    assert run(runtime, PROMPTS, lengths) == expected
+    assert max(most) > 60, "one alone is never kept waiting"
+    assert max(tokens for tokens in most if tokens < 100) <= 60
 
 
 def _resident_bytes() -> int:

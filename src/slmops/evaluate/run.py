@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from slmops import artifacts, champion, models
+from slmops import artifacts, champion, cpus, models
 from slmops.artifacts import Sidecar
 from slmops.evaluate import drift, metrics
 from slmops.evaluate import safety as safety_rows
@@ -127,7 +126,7 @@ def _open(directory: Path, config: EvaluateConfig, *, quantized: bool) -> TokenR
         directory,
         quantized=quantized,
         dtype=config.dtype,
-        num_threads=len(os.sched_getaffinity(0)),
+        num_threads=cpus.count(),
         batch_size=config.batch_size,
     )
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field
-
-from slmops.config import Config
+from slmops.config import Channel, Config, StoreUri
 
 CHAMPION = "champion"
 """Name of the variant in the artifact, so that a pipeline can name it; its release calls it otherwise."""
@@ -13,7 +11,7 @@ CHAMPION = "champion"
 class FetchChampionConfig(Config):
     """Whose model is fetched."""
 
-    store_uri: str = Field(min_length=1, pattern=r"^(s3://[^/]+(/.*)?|/.*|\.{1,2}/.*)$")
+    store_uri: StoreUri
     """The store that releases go to: s3://bucket/prefix, or a local folder."""
-    channel: str = Field(default="default", pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
+    channel: Channel = "default"
     """The channel (a pool of edge nodes) whose current release is looked at."""

@@ -60,7 +60,7 @@ class Batch(Generic[S]):
         """
         if self._streams:
             self._advance(self._slots.step(self._tokens))
-        if self._waiting and len(self._streams) < self._slots.num_slots:
+        if self._waiting and self._has_room(self._waiting[0]):
             self._read(self._waiting[0])
 
     def clear(self) -> list[S]:
@@ -70,6 +70,11 @@ class Batch(Generic[S]):
             self._leave(0)
         self._waiting.clear()
         return dropped
+
+    def _has_room(self, stream: S) -> bool:
+        """Whether there is a slot, and memory for the longest answers of all; for one alone there is."""
+        wanted = sum(len(each.ids) + each.num_tokens for each in (*self._streams, stream))
+        return not self._streams or (len(self._streams) < self._slots.num_slots and wanted <= self._slots.max_tokens)
 
     def _advance(self, logits: NDArray[Any]) -> None:
         for number in reversed(range(len(self._streams))):  # the last, who takes the place of one that leaves, was seen

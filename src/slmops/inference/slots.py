@@ -8,6 +8,7 @@ mask has a one for each of its tokens, and the kernel writes key and value behin
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import mmap
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnxruntime as ort  # type: ignore[import-untyped]
 
+from slmops import memory
 from slmops.errors import DataError, ModelError
 from slmops.release.format import GENAI_CONFIG
 
@@ -30,8 +32,8 @@ PROMPT_LOGITS_BYTES = 32 << 20
 """Of the logits of a prompt that are computed in one call."""
 MAX_READ_TOKENS = 256
 """In one call, so that streams at work wait no longer than this for their next token."""
-KEPT_TOKENS = 2048
-"""Memory of streams up to this length is kept for the next ones, that of longer ones given back when all have left."""
+KEPT_TOKENS = 256
+"""Memory that a stream leaves behind is kept for the next one up to this length, and given back beyond."""
 MAP_NORESERVE = 0x4000
 """Of Linux; Python's mmap names it from 3.13 on."""
 FLOAT, INT64 = "tensor(float)", "tensor(int64)"
@@ -53,12 +55,17 @@ class Slots:
         """
         settings = json.loads((directory / GENAI_CONFIG).read_text())
         model, decoder = settings["model"], settings["model"]["decoder"]
-        if not settings["search"].get("past_present_share_buffer"):
+        if not settings.get("search", {}).get("past_present_share_buffer"):
             raise NoSlotsError("its keys and values do not grow in place")
         if decoder.get("pipeline") or "sliding_window" in decoder:
             raise NoSlotsError("its decoder is a pipeline, or attends to a window")
-        if decoder["session_options"].get("provider_options"):
+        if decoder.get("session_options", {}).get("provider_options"):
             raise NoSlotsError("it is not for a CPU")
+        try:
+            self._names = _names(decoder)
+            num_heads, head_size = int(decoder["num_key_value_heads"]), int(decoder["head_size"])
+        except (KeyError, TypeError) as error:
+            raise NoSlotsError(f"its {GENAI_CONFIG} does not say what is kept of each token ({error})") from None
         options = ort.SessionOptions()
         options.intra_op_num_threads = num_threads
         options.log_severity_level = 3
@@ -72,16 +79,15 @@ class Slots:
                 "run quantize again"
             ) from error
         self.num_slots, self.context_length = num_slots, int(model["context_length"])
-        self._names = _names(decoder)
         inputs = {entry.name: entry.type for entry in self._session.get_inputs()}
         expected = {"input_ids": INT64, "attention_mask": INT64} | {past: FLOAT for past, _ in self._names}
         if inputs not in (expected, expected | {"position_ids": INT64}):
             raise NoSlotsError("its inputs are not tokens, a mask, and keys and values in float32")
-        logits = next(entry for entry in self._session.get_outputs() if entry.name == "logits")
-        if logits.type != FLOAT:
-            raise NoSlotsError("its logits are not float32")
-        self.vocab_size = int(logits.shape[2])
-        shape = (num_slots + 1, decoder["num_key_value_heads"], self.context_length, decoder["head_size"])
+        logits = next((entry for entry in self._session.get_outputs() if entry.name == "logits"), None)
+        if logits is None or logits.type != FLOAT or not isinstance(logits.shape[-1], int):
+            raise NoSlotsError("it has no logits in float32 for a vocabulary of one size")
+        self.vocab_size = logits.shape[-1]
+        shape = (num_slots + 1, num_heads, self.context_length, head_size)
         self._memory = _reserve(len(self._names) * math.prod(shape) * 4)
         self._caches = np.frombuffer(self._memory, np.float32).reshape(len(self._names), *shape)
         self._logits = np.empty((num_slots, 1, self.vocab_size), np.float32)
@@ -89,9 +95,11 @@ class Slots:
         self._inputs = inputs.keys() | (optional & {LOGITS_FROM})
         self._most_logits = max(16, PROMPT_LOGITS_BYTES // (4 * self.vocab_size))
         self._bindings: dict[tuple[int, int], Any] = {}
-        self._longest = 0
+        self._touched = np.zeros(num_slots + 1, np.int64)  # tokens of each slot that have become memory
         self.lengths: list[int] = []
         """Tokens of each stream: those in the first slots."""
+        self.max_tokens = memory.key_value_bytes() // (4 * len(self._names) * num_heads * head_size)
+        """Of all streams together, for which there is memory."""
 
     def read(self, ids: Sequence[int], start: int, *, all_logits: bool = False) -> tuple[int, NDArray[Any]]:
         """Read on in a prompt, whose first `start` tokens have been read, in the slot for that.
@@ -109,7 +117,7 @@ class Slots:
             )
         last_only = LOGITS_FROM in self._inputs and not all_logits
         end = min(len(ids), start + (MAX_READ_TOKENS if last_only else min(MAX_READ_TOKENS, self._most_logits)))
-        self._longest = max(self._longest, end)
+        self._touched[-1] = max(self._touched[-1], end)
         logits = np.empty((1, 1 if last_only else end - start, self.vocab_size), np.float32)
         inputs = {
             "input_ids": np.array([ids[start:end]], np.int64),
@@ -122,7 +130,7 @@ class Slots:
 
     def join(self, length: int) -> None:
         """Make a stream of the prompt that was read, which has `length` tokens: the last of the streams."""
-        self._caches[:, len(self.lengths), :, :length] = self._caches[:, self.num_slots, :, :length]
+        self._move(self.num_slots, len(self.lengths), length)
         self.lengths.append(length)
 
     def step(self, tokens: Sequence[int]) -> NDArray[Any]:
@@ -138,20 +146,39 @@ class Slots:
         }
         self._run(self._bind(0, count), inputs, logits)
         self.lengths = [length + 1 for length in self.lengths]
-        self._longest = max(self._longest, *self.lengths)
+        self._touched[:count] = np.maximum(self._touched[:count], self.lengths)
         return logits[:, 0]
 
     def leave(self, stream: int) -> None:
         """End a stream; the last one takes its place."""
-        last = len(self.lengths) - 1
-        length = self.lengths[last]
-        if stream != last:
-            self._caches[:, stream, :, :length] = self._caches[:, last, :, :length]
-        self.lengths[stream] = length
-        self.lengths.pop()
-        if not self.lengths and self._longest > KEPT_TOKENS:
-            self._memory.madvise(mmap.MADV_DONTNEED)
-            self._longest = 0
+        length = self.lengths.pop()
+        last = len(self.lengths)
+        if stream == last:
+            self._give_back(last, 0)
+        else:
+            self._move(last, stream, length)
+            self.lengths[stream] = length
+
+    def _move(self, source: int, target: int, length: int) -> None:
+        self._caches[:, target, :, :length] = self._caches[:, source, :, :length]
+        self._touched[target] = max(self._touched[target], length)
+        self._give_back(source, 0)
+        self._give_back(target, length)
+
+    def _give_back(self, slot: int, length: int) -> None:
+        """Let the memory behind the first `length` tokens of a slot go, but for what is kept."""
+        kept, touched = max(length, KEPT_TOKENS), int(self._touched[slot])
+        if touched <= kept:
+            return
+        num_parts, _, num_heads, _, _ = self._caches.shape
+        per_part, per_slot, per_head, per_token, _ = self._caches.strides
+        for part, head in itertools.product(range(num_parts), range(num_heads)):
+            begin = part * per_part + slot * per_slot + head * per_head
+            start = -(-(begin + kept * per_token) // mmap.PAGESIZE) * mmap.PAGESIZE
+            end = (begin + touched * per_token) // mmap.PAGESIZE * mmap.PAGESIZE
+            if start < end:  # a page that another slot or head has a part of stays
+                self._memory.madvise(mmap.MADV_DONTNEED, start, end - start)
+        self._touched[slot] = kept
 
     def _run(self, binding: Any, inputs: dict[str, NDArray[Any]], logits: NDArray[Any]) -> None:
         for name, array in inputs.items():

@@ -1,9 +1,8 @@
-"""A quantized variant as a language model of lm_eval: ONNX Runtime GenAI, as on an edge node, one row at a time."""
+"""A quantized variant as a language model of lm_eval: ONNX Runtime GenAI, one row at a time."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from lm_eval import utils
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
 
+from slmops import cpus
 from slmops.errors import ConfigError, ModelError
 from slmops.inference.genai import GenAIRuntime
 from slmops.lm_evaluate.config import LmEvaluateConfig
@@ -34,7 +34,7 @@ class GenAILM(TemplateLM):
             ModelError: the variant cannot be loaded.
         """
         super().__init__()
-        self._runtime = GenAIRuntime(directory, num_threads=len(os.sched_getaffinity(0)))
+        self._runtime = GenAIRuntime(directory, num_threads=cpus.count())
         self._directory, self._count = directory, count
         self._tokens = self._runtime.tokenizer
         self.name = self._runtime.name

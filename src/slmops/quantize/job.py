@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, PreTrainedConfig
 
-from slmops import hardware, models, torch_models
+from slmops import cpus, hardware, models, torch_models
 from slmops.errors import ConfigError, ModelError
 from slmops.quantize.calibration import Calibration, read_calibration
 from slmops.quantize.config import QuantizeConfig
@@ -46,7 +45,7 @@ class Job:
 
     def __init__(self, config: QuantizeConfig, model: Path, data: Path | None, work: Path) -> None:
         self.config, self.model, self.data, self.work = config, model, data, work
-        self.num_threads = len(os.sched_getaffinity(0))
+        self.num_threads = cpus.count()
 
     @cached_property
     def model_config(self) -> PreTrainedConfig:

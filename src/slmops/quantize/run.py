@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from slmops import artifacts, models
+from slmops import artifacts, cpus, models
 from slmops.artifacts import Sidecar
 from slmops.device_classes import parse_device_classes
 from slmops.errors import ConfigError, ModelError
@@ -223,7 +222,7 @@ def check_runs(directory: Path) -> None:
     Raises:
         ModelError: it cannot be loaded, or does not run.
     """
-    num_threads = len(os.sched_getaffinity(0))
+    num_threads = cpus.count()
     _see_answer(open_runtime(directory, quantized=True, dtype="auto", num_threads=num_threads), directory)
     if not is_executorch(directory):
         from slmops.inference.genai import GenAIRuntime  # its package is not in every image

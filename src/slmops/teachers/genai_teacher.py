@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slmops import artifacts, memory, models
+from slmops import artifacts, cpus, memory, models
 from slmops.errors import ArtifactError, ConfigError, ModelError
 from slmops.teachers.interface import STOP, Answer, Decoding, Failure, Question
 
@@ -53,7 +52,7 @@ class GenAITeacher:
         template = models.template_digest(directory)
         try:
             config = og.Config(str(directory))
-            threads = {"intra_op_num_threads": int(os.environ.get("OMP_NUM_THREADS", len(os.sched_getaffinity(0))))}
+            threads = {"intra_op_num_threads": cpus.count()}
             config.overlay(json.dumps({"model": {"decoder": {"session_options": threads}}}))
             self._model = og.Model(config)
             self._tokenizer = og.Tokenizer(self._model)
