@@ -157,12 +157,13 @@ def serving(server: Server | None = None) -> Iterator[Server]:
         started.set()
         await stop.wait()
         listening.close()
-        for _ in range(3):  # a connection may be on its way in, and closing one takes a turn of the loop
+        for _ in range(3):  # closing a connection takes a turn of the loop
+            await asyncio.sleep(0.01)  # a task that is cancelled before its first step never closes what it was given
             tasks = asyncio.all_tasks() - {asyncio.current_task()}
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.01)
 
     def work() -> None:
         loop.run_until_complete(main())
