@@ -368,7 +368,7 @@ def test_a_caller_that_stops_or_fails_leaves_nothing_behind(server: Server) -> N
 
 
 def test_a_caller_that_is_slow_costs_no_answer(server: Server) -> None:
-    for _, outcome in teacher(server, timeout_s=0.3).answer(question(f"q{number}") for number in range(12)):
+    for _, outcome in teacher(server, timeout_s=1.0).answer(question(f"q{number}") for number in range(15)):
         time.sleep(0.1)
         assert isinstance(outcome, Answer)
     assert set(server.asked.values()) == {1}
