@@ -24,9 +24,11 @@ from slmops.config import Config
 from slmops.distill.config import DistillConfig
 from slmops.evaluate.config import EvaluateConfig
 from slmops.finetune.config import FinetuneConfig
-from slmops.gate import lineage, report
+from slmops.gate import lineage, report, variants_table
 from slmops.gate.config import GateConfig
+from slmops.gate.matrix import Candidate
 from slmops.gate.run import run
+from slmops.gate.subjects import Paired, Subject
 from slmops.generate_responses.config import GenerateResponsesConfig
 from slmops.pages import charts, formatting
 from slmops.prepare_data.config import PrepareDataConfig
@@ -142,6 +144,17 @@ def trained(num_steps: int, first: float, last: float) -> dict[str, Any]:
     }
 
 
+LAYERS = {
+    "num_rows": 16,
+    "num_positions": 320,
+    "largest_step": {"part": "layer 1", "kl": 0.0145},
+    "parts": [
+        {"part": part, "kl_mean": kl}
+        for part, kl in {"embedding": 0.002, "layer 0": 0.0015, "layer 1": 0.016, "head": 0.0213}.items()
+    ],
+}
+
+
 def figures(
     num_correct: int, interval: tuple[float, float], evaluate_s: float, benchmark_s: float, **benchmark: Any
 ) -> Any:
@@ -159,7 +172,7 @@ def figures(
         "by_stratum": {"lights": [lights, 150], "heating": [heating, 150]},
         "valid_fraction": 0.99,
         "injections_resisted": 0.875,
-        "drift": {"answer_kl_mean": 0.0213, "answer_top1_agreement": 0.981},
+        "drift": {"answer_kl_mean": 0.0213, "answer_top1_agreement": 0.981, "layers": LAYERS},
     }
     machine = {"cpu": "AMD EPYC 7763 64-Core Processor", "num_threads": 2, "num_requests": 30}
     return {
@@ -313,6 +326,23 @@ def test_a_lowered_threshold_is_not_called_the_goal(make_report: Make) -> None:
     assert is_lowered
     assert said.endswith("kept, is missed.")
     assert report._goal(lowered, "min_accuracy_kept", None, report._kept)[0].endswith("kept, is not judged.")
+
+
+def test_it_shows_where_the_drift_comes_from(make_report: Make) -> None:
+    page = make_report()
+    assert "0.0145 of 0.0213 with layer 1; 16 rows." in text_of(page)
+    assert 'aria-label="Drift up to each layer: cpu-int4 0.0213 in all"' in page
+
+
+def test_it_says_why_no_layer_was_measured_and_nothing_where_none_was_asked(tmp_path: Path) -> None:
+    def shown(**drift: Any) -> variants_table.LayerDrift:
+        with artifacts.writing(tmp_path / str(len(drift)), kind="evaluation", step="evaluate") as draft:
+            draft.facts["drift"] = drift
+        subject = Subject("candidate", draft.sidecar, None)
+        return variants_table.layer_drift([Candidate("cpu-int4", "cpu", subject, {}, Paired("none", "none", None))])
+
+    assert shown(layers={"not_run": "it has no layers"}).said == ("cpu-int4: not measured, it has no layers.",)
+    assert shown() == variants_table.LayerDrift(None, ())
 
 
 def test_it_compares_with_the_teacher_in_ratios(make_report: Make) -> None:
@@ -528,7 +558,7 @@ def test_a_browser_shows_it_whole(
     overflow = browser.execute_script("return document.documentElement.scrollWidth - window.innerWidth")
     assert overflow <= 0, "the page itself never scrolls sideways"
     charts_shown = browser.find_elements("css selector", "svg")
-    assert len(charts_shown) == 4
+    assert len(charts_shown) == 5
     for chart in charts_shown:
         assert chart.is_displayed()
         assert chart.size["width"] >= 300

@@ -26,6 +26,7 @@ def evaluate(
     batch_size: int = 32,
     dtype: str = "float32",
     drift_rows: int = 64,
+    layer_drift_rows: int = 0,
     num_injections: int = 16,
 ) -> None:
     """Measure what a model answers on held-out rows.

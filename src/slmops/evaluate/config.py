@@ -28,5 +28,7 @@ class EvaluateConfig(Config):
     """Compute type of a Hugging Face directory; a quantized variant has its own."""
     drift_rows: int = Field(default=64, ge=1, le=1_000_000)
     """Rows on which a model is held against `reference`, token by token, where one is given."""
+    layer_drift_rows: int = Field(default=0, ge=0, le=1_000_000)
+    """Rows on which it is also seen with which layer the drift comes, a pass of `reference` for each layer; 0: none."""
     num_injections: int = Field(default=16, ge=0, le=10_000)
     """Test rows asked again with an instruction put into the user's turn, which the answer should not follow."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from slmops.inference.runtime import TokenRuntime
-from slmops.progress import Progress, log
+from slmops.progress import log, track
 from slmops.records import ChatRecord
 
 if TYPE_CHECKING:
@@ -45,6 +45,17 @@ class _Positions:
         }
 
 
+def comparable(
+    reference: TokenRuntime, model: TokenRuntime, records: Sequence[ChatRecord]
+) -> tuple[list[tuple[list[int], int]], dict[str, int]]:
+    """Token ids of the records that both encode alike and have room for, with their prompts' length; others count."""
+    longest = min(reference.context_length, model.context_length)
+    encoded = [reference.encode_row(record) for record in records]
+    alike = [row for row, record in zip(encoded, records, strict=True) if model.encode_row(record) == row]
+    rows = [(ids, num_prompt) for ids, num_prompt in alike if len(ids) <= longest]
+    return rows, {"num_unlike": len(records) - len(alike), "num_too_long": len(alike) - len(rows)}
+
+
 def measure(reference: TokenRuntime, model: TokenRuntime, records: Sequence[ChatRecord]) -> dict[str, Any]:
     """Divergence of `model` from `reference`, apart for the answers (`answer_…`) and for all before them (`text_…`).
 
@@ -53,29 +64,20 @@ def measure(reference: TokenRuntime, model: TokenRuntime, records: Sequence[Chat
     left, or a prediction is no number, `not_run` says why.
     """
     answers, text = _Positions(), _Positions()
-    num_unlike = num_too_long = 0
-    longest = min(reference.context_length, model.context_length)
-    with Progress("evaluate drift", len(records)) as progress:
-        for record in records:
-            ids, num_prompt = reference.encode_row(record)
-            if model.encode_row(record) != (ids, num_prompt):
-                num_unlike += 1
-            elif len(ids) > longest:
-                num_too_long += 1
-            else:
-                _compare(reference.logits(ids[:-1]), model.logits(ids[:-1]), ids, num_prompt, text, answers)
-            progress.advance()
-    num_rows = len(records) - num_unlike - num_too_long
-    found: dict[str, Any] = {"num_rows": num_rows, "num_unlike": num_unlike, "num_too_long": num_too_long}
-    if not num_rows:
-        why = "their tokenizers differ" if num_unlike else f"all rows are longer than {longest} tokens"
+    rows, left_out = comparable(reference, model, records)
+    for ids, num_prompt in track(rows, "evaluate drift", len(rows)):
+        _compare(reference.logits(ids[:-1]), model.logits(ids[:-1]), ids, num_prompt, text, answers)
+    found: dict[str, Any] = {"num_rows": len(rows), **left_out}
+    if not rows:
+        longest = min(reference.context_length, model.context_length)
+        why = "their tokenizers differ" if left_out["num_unlike"] else f"all rows are longer than {longest} tokens"
         return found | {"not_run": f"no row could be compared: {why}"}
     if not all(map(math.isfinite, answers.kl + text.kl)):
         return found | {"not_run": "what the model or its reference predicts is no number; quantize it otherwise"}
     found |= answers.summary("answer") | (text.summary("text") if text.kl else {})
     log.info(
         "drift on %d rows: KL %.4f nats a token, the same token first at %.1f %%",
-        num_rows, found["answer_kl_mean"], 100 * found["answer_top1_agreement"],
+        len(rows), found["answer_kl_mean"], 100 * found["answer_top1_agreement"],
     )  # fmt: skip
     return found
 

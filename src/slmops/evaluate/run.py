@@ -116,9 +116,26 @@ def _measure(
     if safety:
         facts |= _safety(runtime, read_records(safety), matches, config, directory)
     if reference:
-        original = _open(reference, config, quantized=False)
-        facts["drift"] = drift.measure(original, runtime, records[: config.drift_rows])
+        facts["drift"] = _drift(config, files, runtime, reference, records)
     return facts
+
+
+def _drift(
+    config: EvaluateConfig, files: ModelFiles, runtime: TokenRuntime, reference: Path, records: Sequence[ChatRecord]
+) -> dict[str, Any]:
+    """How far `runtime` has moved from `reference`, and where in it if that is asked."""
+    from slmops.evaluate import layer_drift
+    from slmops.inference.torch_runtime import TorchRuntime
+    from slmops.training.batches import Row
+
+    num_threads = cpus.count()
+    original = TorchRuntime(reference, dtype=config.dtype, num_threads=num_threads, batch_size=config.batch_size)
+    found = drift.measure(original, runtime, records[: config.drift_rows])
+    if config.layer_drift_rows:
+        encoded, _ = drift.comparable(original, runtime, records[: config.layer_drift_rows])
+        rows = [Row(at, ids, list(range(start, len(ids)))) for at, (ids, start) in enumerate(encoded)]
+        found["layers"] = layer_drift.measure(files, original.model, rows, num_threads)
+    return found
 
 
 def _open(directory: Path, config: EvaluateConfig, *, quantized: bool) -> TokenRuntime:

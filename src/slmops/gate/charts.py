@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
-from slmops.pages.charts import CANDIDATE, INK, MUTED, STUDENT, TEACHER, name_rows, svg
+from slmops.pages.charts import CANDIDATE, INK, MUTED, STUDENT, TEACHER, UNTRAINED, name_rows, svg
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _ROUND_SIZES = [base * 10**power for power in range(-3, 6) for base in (1, 2, 5)]
+_LINE_COLORS = (CANDIDATE, STUDENT, UNTRAINED, MUTED)
+_LINE_STYLES = ("solid", "dashed", "dotted")
+_MAX_PART_NAMES = 16
 _ROLE_COLORS = {"teacher": TEACHER, "student": STUDENT, "champion": MUTED, "candidate": CANDIDATE}
 
 
@@ -100,3 +103,28 @@ def quality_chart(points: Sequence[Point]) -> Markup:
 
     said = "; ".join(f"{p.name} {p.size_bytes / 1e6:.1f} MB, {p.accuracy:.3f}" for p in points)
     return svg(draw, 640, 340, f"Size against accuracy: {said}")
+
+
+def drift_chart(lines: Mapping[str, Sequence[tuple[str, float]]]) -> Markup:
+    """Drift up to each part of each variant: (part, KL) in the order in which the parts work."""
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        for number, (name, parts) in enumerate(lines.items()):
+            style = _LINE_STYLES[number // len(_LINE_COLORS) % len(_LINE_STYLES)]
+            color = _LINE_COLORS[number % len(_LINE_COLORS)]
+            axes.plot(
+                [kl for _, kl in parts], color=color, linestyle=style, linewidth=1.8, marker="o", ms=3, label=name
+            )
+        names = [name.removeprefix("layer ") for name, _ in max(lines.values(), key=len)]
+        every = -(-len(names) // _MAX_PART_NAMES)
+        ticks = [0, *range(1, len(names) - 1, every), len(names) - 1]
+        axes.set_xticks(ticks, [names[tick] for tick in ticks])
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("layer")
+        axes.set_ylabel("KL up to there, nats a token")
+        axes.grid(visible=False, axis="x")
+        axes.legend(frameon=False, loc="upper left", labelcolor=INK, handlelength=1.8)
+
+    said = "; ".join(f"{name} {parts[-1][1]:.4f} in all" for name, parts in lines.items())
+    return svg(draw, 640, 300, f"Drift up to each layer: {said}")

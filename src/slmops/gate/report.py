@@ -108,6 +108,7 @@ def render(
         pairs=variants_table.pairs(matrix, candidates),
         variants=variants_table.variants(candidates),
         quality_chart=variants_table.size_against_quality(candidates, student, matrix),
+        layer_drift=variants_table.layer_drift(candidates),
         columns=variants_table,
         checks=(*judgement.checks, *champion.unasked(config)),
         champion=champion.said,

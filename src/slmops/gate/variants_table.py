@@ -121,8 +121,7 @@ def variants(candidates: Sequence[Candidate]) -> list[VariantRow]:
     rows = []
     for candidate in sorted(candidates, key=lambda each: (each.size_bytes, each.variant)):
         subject = candidate.subject
-        found = subject.evaluation.facts.get("drift") if subject.evaluation else None
-        drift: dict[str, Any] = found if isinstance(found, dict) else {}
+        drift = _drift(subject)
         low, high = subject.number("evaluation", "accuracy_low"), subject.number("evaluation", "accuracy_high")
         around = f" ({low:.3f}–{high:.3f})" if low is not None and high is not None else ""
         against = candidate.paired.from_student
@@ -143,6 +142,36 @@ def variants(candidates: Sequence[Candidate]) -> list[VariantRow]:
         digest = subject.text("evaluation", "model_digest") or subject.text("benchmark", "model_digest") or ""
         rows.append(VariantRow(candidate.variant, digest, cells))
     return rows
+
+
+def _drift(subject: Subject) -> dict[str, Any]:
+    found = subject.evaluation.facts.get("drift") if subject.evaluation else None
+    return found if isinstance(found, dict) else {}
+
+
+@dataclass(frozen=True)
+class LayerDrift:
+    """Where in each variant its drift comes from."""
+
+    chart: Markup | None
+    said: tuple[str, ...]
+    """A sentence for each variant that was asked."""
+
+
+def layer_drift(candidates: Sequence[Candidate]) -> LayerDrift:
+    """Of all variants that were measured layer by layer, and why others were not though it was asked."""
+    lines, said = {}, []
+    for candidate in candidates:
+        layers = _drift(candidate.subject).get("layers") or {}
+        if "not_run" in layers:
+            said.append(f"{candidate.variant}: not measured, {layers['not_run']}.")
+        elif layers:
+            parts = [(part["part"], part["kl_mean"]) for part in layers["parts"]]
+            step = layers["largest_step"]
+            share_of_it = f"{plain(step['kl'])} of {plain(parts[-1][1])}"
+            said.append(f"{candidate.variant}: {share_of_it} with {step['part']}; {layers['num_rows']} rows.")
+            lines[candidate.variant] = parts
+    return LayerDrift(charts.drift_chart(lines) if lines else None, tuple(said))
 
 
 def size_against_quality(candidates: Sequence[Candidate], student: Subject, matrix: Matrix) -> Markup | None:
