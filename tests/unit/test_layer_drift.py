@@ -64,6 +64,20 @@ def found(files: ModelFiles, reference: PreTrainedModel) -> dict[str, float]:
     return {part["part"]: part["kl_mean"] for part in facts["parts"]}
 
 
+@pytest.fixture(scope="module")
+def variants(tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("layer-drift") / "variants"
+    quantize(QuantizeConfig(variants=["cpu-int4", "cpu-int8"]), model=tiny_teacher, variants=path)
+    return path
+
+
+def test_layers_may_take_several_passes(variants: Path, tiny_teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files, reference = find_model(variants, "cpu-int4"), load(tiny_teacher)
+    at_once = found(files, reference)
+    monkeypatch.setattr(layer_drift, "MAX_TOKENS", 16)
+    assert found(files, reference) == pytest.approx(at_once, rel=1e-3)
+
+
 @pytest.mark.parametrize("config", KINDS.values(), ids=KINDS)
 def test_drift_begins_with_the_layer_that_moved(config: PreTrainedConfig, tiny_model: Path, tmp_path: Path) -> None:
     model = make_model(tmp_path / "model", config, tiny_model)
@@ -77,13 +91,6 @@ def test_drift_begins_with_the_layer_that_moved(config: PreTrainedConfig, tiny_m
     assert max(moved["embedding"], moved["layer 0"]) < 1e-6
     assert min(moved["layer 1"], moved["head"]) > 1e-3
     assert moved["layer 1"] == pytest.approx(moved["head"], rel=1e-3)
-
-
-@pytest.fixture(scope="module")
-def variants(tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("layer-drift") / "variants"
-    quantize(QuantizeConfig(variants=["cpu-int4", "cpu-int8"]), model=tiny_teacher, variants=path)
-    return path
 
 
 def test_the_last_part_is_the_drift_of_the_whole(
