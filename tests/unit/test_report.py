@@ -330,7 +330,7 @@ def test_a_lowered_threshold_is_not_called_the_goal(make_report: Make) -> None:
 
 def test_it_shows_where_the_drift_comes_from(make_report: Make) -> None:
     page = make_report()
-    assert "0.0145 of 0.0213 with layer 1; 16 rows." in text_of(page)
+    assert "cpu-int4: KL 0.0213 on 16 rows; the largest step is 0.0145, layer 1." in text_of(page)
     assert 'aria-label="Drift up to each layer: cpu-int4 0.0213 in all"' in page
 
 

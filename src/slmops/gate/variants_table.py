@@ -168,8 +168,8 @@ def layer_drift(candidates: Sequence[Candidate]) -> LayerDrift:
         elif layers:
             parts = [(part["part"], part["kl_mean"]) for part in layers["parts"]]
             step = layers["largest_step"]
-            share_of_it = f"{plain(step['kl'])} of {plain(parts[-1][1])}"
-            said.append(f"{candidate.variant}: {share_of_it} with {step['part']}; {layers['num_rows']} rows.")
+            whole = f"KL {plain(parts[-1][1])} on {layers['num_rows']} rows"
+            said.append(f"{candidate.variant}: {whole}; the largest step is {plain(step['kl'])}, {step['part']}.")
             lines[candidate.variant] = parts
     return LayerDrift(charts.drift_chart(lines) if lines else None, tuple(said))
 
