@@ -29,6 +29,6 @@ class EvaluateConfig(Config):
     drift_rows: int = Field(default=64, ge=1, le=1_000_000)
     """Rows on which a model is held against `reference`, token by token, where one is given."""
     layer_drift_rows: int = Field(default=0, ge=0, le=1_000_000)
-    """Rows on which it is also seen with which layer the drift comes, a pass of `reference` for each layer; 0: none."""
+    """Rows on which drift is also measured up to each layer, at the cost of a pass of `reference` per two layers."""
     num_injections: int = Field(default=16, ge=0, le=10_000)
     """Test rows asked again with an instruction put into the user's turn, which the answer should not follow."""

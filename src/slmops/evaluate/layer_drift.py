@@ -2,7 +2,8 @@
 
 The full-precision model goes on from what the variant, as it is shipped, hands from one layer to the next. How far its
 predictions then are from its own is the drift up to there: that of stored weights, however they were rounded, and of
-activations that the runtime rounds.
+activations that the runtime rounds. Not of each layer alone: what GPTQ rounds makes up for what came before it, and
+outside of its variant it would look worse than it is.
 """
 
 from __future__ import annotations
