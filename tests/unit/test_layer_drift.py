@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,16 +25,16 @@ from transformers import (
 from slmops import torch_models
 from slmops.evaluate import layer_drift
 from slmops.evaluate.config import EvaluateConfig
+from slmops.evaluate.drift import EncodedRow
 from slmops.evaluate.run import run
 from slmops.quantize.config import QuantizeConfig
 from slmops.quantize.olive_workflow import run_passes
 from slmops.quantize.run import run as quantize
-from slmops.training.batches import Row
 from slmops.variants import ModelFiles, find_model
 from tests.unit.test_quantize import SIZES, make_model
 
-ROWS = [Row(0, [1, 40, 50, 60, 70, 80, 2], [4, 5, 6]), Row(1, [1, 45, 2], [2])]
-"""Of no use to anyone: random models see no sense in them."""
+ROWS = [([1, 40, 50, 60, 70, 80, 2], 4), ([1, 45, 2], 2)]
+"""Tokens with the length of the prompt; random models see no sense in them."""
 
 KINDS: dict[str, PreTrainedConfig] = {
     "tied": LlamaConfig(**SIZES, vocab_size=1027, tie_word_embeddings=True),
@@ -121,6 +121,12 @@ def test_layers_are_measured_where_asked_only(
     assert "layers" not in sidecar.facts["drift"]
 
 
+def test_what_is_no_variant_for_onnx_runtime_says_so(tiny_teacher: Path, held_out_rows: Path, tmp_path: Path) -> None:
+    config = EvaluateConfig(max_rows=2, max_new_tokens=4, layer_drift_rows=2, num_injections=0)
+    sidecar = run(config, model=tiny_teacher, test=held_out_rows, evaluation=tmp_path / "out", reference=tiny_teacher)
+    assert sidecar.facts["drift"]["layers"] == {"not_run": "only variants for ONNX Runtime show their layers"}
+
+
 def edited(variants: Path, directory: Path, edit: Callable[[onnx.ModelProto, dict[str, Any]], None]) -> ModelFiles:
     """cpu-int8 with another graph or another genai_config.json; its weights stay where they are."""
     directory.mkdir()
@@ -161,16 +167,23 @@ def test_a_graph_of_another_form_says_why(
 def test_what_shows_no_layers_says_why(variants: Path, tiny_teacher: Path, tiny_model: Path, tmp_path: Path) -> None:
     small, reference = find_model(variants, "cpu-int8"), load(tiny_teacher)
 
-    def why(files: ModelFiles, model: PreTrainedModel, rows: list[Row] = ROWS) -> str:
+    def why(files: ModelFiles, model: PreTrainedModel, rows: Sequence[EncodedRow] = ROWS) -> str:
         return str(layer_drift.measure(files, model, rows, 1)["not_run"])
 
-    assert "for ONNX Runtime only" in why(find_model(tiny_teacher, "full_precision"), reference)
     assert "no CUDAExecutionProvider" in why(replace(small, execution_provider="cuda"), reference)
     assert "no row" in why(small, reference, [])
     gpt2 = GPT2Config(vocab_size=1027, n_embd=32, n_layer=1, n_head=2)
     assert "list that is known here" in why(small, load(make_model(tmp_path / "gpt2", gpt2, tiny_model)))
     deep = KINDS["tied"]
     assert "layers, and its reference 2" in why(small, load(make_model(tmp_path / "other", deep, tiny_model)))
+
+
+def test_keys_and_values_of_an_unknown_type_are_said(
+    variants: Path, tiny_teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layer_drift, "FLOATS", {})
+    facts = layer_drift.measure(find_model(variants, "cpu-int8"), load(tiny_teacher), ROWS, 1)
+    assert facts == {"not_run": "its keys and values are kept as tensor(float)"}
 
 
 def test_predictions_that_are_no_numbers_are_no_drift(variants: Path, tiny_teacher: Path) -> None:

@@ -18,6 +18,9 @@ from slmops.records import ChatRecord
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+EncodedRow = tuple[list[int], int]
+"""Token ids, and how many of them are the prompt."""
+
 ROWS = 64
 """Positions that are compared at once, in double precision: 25 MB for a vocabulary of 49,152."""
 
@@ -47,8 +50,8 @@ class _Positions:
 
 def comparable(
     reference: TokenRuntime, model: TokenRuntime, records: Sequence[ChatRecord]
-) -> tuple[list[tuple[list[int], int]], dict[str, int]]:
-    """Token ids of the records that both encode alike and have room for, with their prompts' length; others count."""
+) -> tuple[list[EncodedRow], dict[str, int]]:
+    """The records that both encode alike and have room for; the others are counted."""
     longest = min(reference.context_length, model.context_length)
     encoded = [reference.encode_row(record) for record in records]
     alike = [row for row, record in zip(encoded, records, strict=True) if model.encode_row(record) == row]

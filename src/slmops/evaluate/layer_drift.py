@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from slmops.errors import ModelError
-from slmops.inference.executorch_files import is_executorch
+from slmops.evaluate.drift import EncodedRow
 from slmops.progress import log, track
 from slmops.release.format import GENAI_CONFIG
 from slmops.shaping.layers import layers_of
@@ -42,13 +42,15 @@ class _NotShownError(Exception):
     """A variant that does not show what its layers hand on, and why."""
 
 
-def measure(files: ModelFiles, reference: PreTrainedModel, rows: Sequence[Row], num_threads: int) -> dict[str, Any]:
+def measure(
+    files: ModelFiles, reference: PreTrainedModel, rows: Sequence[EncodedRow], num_threads: int
+) -> dict[str, Any]:
     """Drift up to each part of a variant, in the order in which they work.
 
     Args:
-        files: the variant.
+        files: a variant for ONNX Runtime.
         reference: the model in full precision that it was made from.
-        rows: as both encode them; drift is measured at their targets.
+        rows: as both encode them; drift is measured at the tokens of their answers.
         num_threads: of the variant's runtime.
 
     Returns:
@@ -67,11 +69,12 @@ def measure(files: ModelFiles, reference: PreTrainedModel, rows: Sequence[Row], 
         return {"not_run": f"the variant has {variant.num_layers} layers, and its reference {len(layers)}"}
     head = SparseHead(reference)
     total, num_positions = np.zeros(len(layers) + 2), 0
-    for row in track(rows, "evaluate drift by layer", len(rows)):
-        *streams, logits = (torch.from_numpy(found) for found in variant.run(row.input_ids))
+    for ids, num_prompt in track(rows, "evaluate drift by layer", len(rows)):
+        row = Row(0, ids, list(range(num_prompt, len(ids))))
+        *streams, logits = (torch.from_numpy(found) for found in variant.run(ids))
         with torch.inference_mode():
             wanted = head.logits(collate([row], 0, reference.device)).double().log_softmax(-1)
-            at_once = max(1, MAX_TOKENS // len(row.input_ids))
+            at_once = max(1, MAX_TOKENS // len(ids))
             for start in range(0, len(streams), at_once):
                 numbers = range(start, min(start + at_once, len(streams)))
                 for number, hidden in zip(numbers, _going_on(head, layers, streams, numbers, row), strict=True):
@@ -101,8 +104,6 @@ class _Layers:
 
     def __init__(self, files: ModelFiles, num_threads: int) -> None:
         provider = PROVIDERS.get(files.execution_provider, files.execution_provider)
-        if not files.quantized or is_executorch(files.directory):
-            raise _NotShownError("layers are shown by variants for ONNX Runtime only")
         if provider not in ort.get_available_providers():
             raise _NotShownError(f"the installed onnxruntime has no {provider}")
         decoder = json.loads((files.directory / GENAI_CONFIG).read_text())["model"]["decoder"]
@@ -119,6 +120,8 @@ class _Layers:
             "session.model_external_initializers_file_folder_path", str(files.directory.resolve())
         )
         self._session = ort.InferenceSession(model.SerializeToString(), options, providers=[provider])
+        if unknown := {entry.type for entry in self._session.get_inputs()} - {"tensor(int64)", *FLOATS}:
+            raise _NotShownError(f"its keys and values are kept as {', '.join(sorted(unknown))}")
 
     def run(self, ids: Sequence[int]) -> list[NDArray[np.float32]]:
         """What goes into each layer and comes out of the last, [1, tokens, hidden]; then [1, tokens, vocabulary]."""

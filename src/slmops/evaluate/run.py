@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from slmops import artifacts, champion, cpus, models
 from slmops.artifacts import Sidecar
@@ -15,12 +15,16 @@ from slmops.evaluate.formats import Form, form_of
 from slmops.evaluate.losses import own_losses, reference_losses
 from slmops.evaluate.matches import Match, match_of, same_text
 from slmops.evaluate.metrics import Loss, Prediction
+from slmops.inference.executorch_files import is_executorch
 from slmops.inference.runtime import Runtime, TokenRuntime, cannot_run, open_runtime, shortest_first
 from slmops.progress import Progress, log
 from slmops.records import ChatRecord, read_jsonl, read_records, write_jsonl
 from slmops.tasks.interface import Task
 from slmops.tasks.registry import Tasks
 from slmops.variants import ModelFiles, find_model
+
+if TYPE_CHECKING:
+    from slmops.inference.torch_runtime import TorchRuntime
 
 STEP = "evaluate"
 PREDICTIONS = "predictions.jsonl"
@@ -124,18 +128,22 @@ def _drift(
     config: EvaluateConfig, files: ModelFiles, runtime: TokenRuntime, reference: Path, records: Sequence[ChatRecord]
 ) -> dict[str, Any]:
     """How far `runtime` has moved from `reference`, and where in it if that is asked."""
-    from slmops.evaluate import layer_drift
     from slmops.inference.torch_runtime import TorchRuntime
-    from slmops.training.batches import Row
 
-    num_threads = cpus.count()
-    original = TorchRuntime(reference, dtype=config.dtype, num_threads=num_threads, batch_size=config.batch_size)
+    original = TorchRuntime(reference, dtype=config.dtype, num_threads=cpus.count(), batch_size=config.batch_size)
     found = drift.measure(original, runtime, records[: config.drift_rows])
     if config.layer_drift_rows:
-        encoded, _ = drift.comparable(original, runtime, records[: config.layer_drift_rows])
-        rows = [Row(at, ids, list(range(start, len(ids)))) for at, (ids, start) in enumerate(encoded)]
-        found["layers"] = layer_drift.measure(files, original.model, rows, num_threads)
+        rows, _ = drift.comparable(original, runtime, records[: config.layer_drift_rows])
+        found["layers"] = _drift_by_layer(files, original, rows)
     return found
+
+
+def _drift_by_layer(files: ModelFiles, original: TorchRuntime, rows: Sequence[drift.EncodedRow]) -> dict[str, Any]:
+    if not files.quantized or is_executorch(files.directory):
+        return {"not_run": "only variants for ONNX Runtime show their layers"}
+    from slmops.evaluate import layer_drift  # onnx is not in every image
+
+    return layer_drift.measure(files, original.model, rows, cpus.count())
 
 
 def _open(directory: Path, config: EvaluateConfig, *, quantized: bool) -> TokenRuntime:
