@@ -394,6 +394,15 @@ def test_each_stratum_and_the_whole_are_split_exactly(
             assert abs((codes[stratum == s] == code).sum() - count * share) < 1 + 1e-6
 
 
+@pytest.mark.parametrize("order", [[0, 1, 3, 2, 4, 5, 6], [4, 6, 5, 0, 2, 1, 3]])
+def test_no_split_is_empty_where_the_largest_is_one_unit(order: list[int]) -> None:
+    ids = np.array(order, np.uint64)
+    units = np.array([0, 1, 1, 3, 3, 3, 3])
+    shares: dict[Split, float] = {"validation": 0.15, "test": 0.2, "train": 0.65}
+    codes = split_by_seed(ids, (ids % 2).astype(np.uint64), units, shares, seed=0)
+    assert set(codes.tolist()) == {0, 1, 2}
+
+
 @settings(max_examples=50)
 @given(
     sizes=st.lists(st.integers(1, 6), min_size=3, max_size=60),

@@ -157,14 +157,16 @@ def _round(count: int, need: list[float], owed: list[float]) -> list[int]:
 
 
 def _leave_none_empty(codes: Any, ids: Any, units: Any, places: Any, seed: int) -> None:
-    """Move a smallest unit of the largest split to a split that got none."""
+    """Move a smallest unit to each split that got none: of the largest of those that have more than one."""
     for place in places:
         counts = np.bincount(codes, minlength=len(SPLITS))
-        largest = int(places[np.argmax(counts[places])])
-        members = np.flatnonzero(codes == largest)
-        found, sizes = np.unique(units[members], return_counts=True)
-        if counts[place] or len(found) < 2:
+        if counts[place]:
             continue
+        num_units = np.array([len(np.unique(units[codes == code])) for code in range(len(SPLITS))])
+        if num_units.max() < 2:
+            continue
+        members = np.flatnonzero(codes == np.where(num_units > 1, counts, 0).argmax())
+        found, sizes = np.unique(units[members], return_counts=True)
         small = members[np.isin(units[members], found[sizes == sizes.min()])]
         moved = units[small[np.argmin(draw(ids[small], seed, f"fill {SPLITS[place]}"))]]
         codes[units == moved] = place
