@@ -16,7 +16,7 @@ from typing import Any
 
 import phonenumbers
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from phonenumbers import PhoneNumberFormat
 
@@ -235,6 +235,7 @@ BESIDE = st.sampled_from([" ", "\n", ", ", ": ", "; ", " (", ") ", '"', "'", "<"
 def test_no_secret_gets_through_and_a_second_time_changes_nothing(
     kind: str, seed: int, before: str, after: str, opening: str, closing: str
 ) -> None:
+    assume(kind != "ip" or "§" not in before)  # then it is the number of a section
     rng = random.Random(seed)
     plain = MAKERS[kind](rng)
     redacted, counts = REDACTOR.redact(before + opening + disguise(rng, plain) + closing + after)
