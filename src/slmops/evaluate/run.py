@@ -101,7 +101,13 @@ def _measure(
     records = read_records(test)[: config.max_rows]
     tasks = Tasks(config.task_settings)
     by_task = _by_task(records, tasks) if config.match == "task" else {}
-    runtime = _open(files.directory, config, quantized=files.quantized)
+    runtime = open_runtime(
+        files.directory,
+        quantized=files.quantized,
+        dtype=config.dtype,
+        num_threads=cpus.count(),
+        batch_size=config.batch_size,
+    )
     log.info("%d rows with %s", len(records), runtime.name)
     matches, form = match_of(config.match, tasks), form_of(config.match, tasks, records)
     answers = _answer(runtime, records, config, "answers")
@@ -144,16 +150,6 @@ def _drift_by_layer(files: ModelFiles, original: TorchRuntime, rows: Sequence[dr
     from slmops.evaluate import layer_drift  # onnx is not in every image
 
     return layer_drift.measure(files, original.model, rows, cpus.count())
-
-
-def _open(directory: Path, config: EvaluateConfig, *, quantized: bool) -> TokenRuntime:
-    return open_runtime(
-        directory,
-        quantized=quantized,
-        dtype=config.dtype,
-        num_threads=cpus.count(),
-        batch_size=config.batch_size,
-    )
 
 
 def _injections(
